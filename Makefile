@@ -1,0 +1,43 @@
+# Every command of the project. They share one environment, .venv at the root, made on first use.
+
+PY := .venv/bin/python
+READY := .venv/.ready
+SEEDS ?= 0
+
+.PHONY: help quickstart test test-slow lint check-cuda clean
+
+help:
+	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
+	@echo "make quickstart SEEDS=0,1,2   the same with three students of each kind"
+	@echo "make test               the test suite"
+	@echo "make test-slow          the tests that take minutes: installation, recipes"
+	@echo "make lint               ruff and clang-format"
+	@echo "make clean              remove what was built, not what was trained"
+
+$(READY): setup.py pyproject.toml tools/bootstrap.sh tools/install_detectron2.sh $(shell find csrc -type f)
+	tools/bootstrap.sh
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(PY) tools/quickstart.py --seeds $(SEEDS)
+
+test: $(READY) check-cuda
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+# Kernels are free of torch's headers, so that a CUDA compiler alone proves them.
+check-cuda:
+	@if ! command -v nvcc >/dev/null; then echo "no nvcc: .cu files are not compiled"; exit 0; fi; \
+	for f in $$(find csrc -name '*.cu'); do \
+		echo "nvcc $$f"; nvcc -std=c++17 -Icsrc/include -Icsrc -c $$f -o /dev/null || exit 1; \
+	done
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
+
+clean:
+	rm -rf build *.egg-info hkd_d2/*.so

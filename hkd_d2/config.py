@@ -1,0 +1,165 @@
+"""Every configuration key that hkd_d2 adds to Detectron2's, and the registrations they need.
+
+Importing this module registers the meta-architecture, the backbones, the ignore-aware heads, the
+distillation terms and the built-in datasets, so a tool needs nothing but::
+
+    from detectron2.config import get_cfg
+    from hkd_d2.config import add_hkd_config
+
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file("configs/hkd_citypersons.yaml")
+"""
+
+import hkd_d2._requirements  # noqa: F401  isort: skip
+from detectron2.config import CfgNode as CN
+
+
+def add_hkd_config(cfg: CN) -> None:
+    """Add the ``HKD`` node, with its defaults, to ``cfg`` in place.
+
+    Changes one default of Detectron2: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` becomes False.
+
+    Args:
+        cfg (CfgNode): a config from :func:`detectron2.config.get_cfg`.
+    """
+    # Images without pedestrians are training images too: they teach what is background.
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+
+    cfg.HKD = CN()
+
+    # Terms to distil with, by registered name and in this order; [] trains the student alone.
+    cfg.HKD.TERMS = []
+    # Log every loss's share of the gradient norm at the student's FPN maps once in this many
+    # iterations; such an iteration runs the heads' backward pass once more a loss. 0: never.
+    cfg.HKD.GRADIENT_SHARE_PERIOD = 0
+
+    # ------------------------------------------------------------------ student
+    cfg.HKD.STUDENT = CN()
+    # Detectron2 meta-architecture of the student: GeneralizedRCNN.
+    cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+
+    # ------------------------------------------------------------------ teacher
+    cfg.HKD.TEACHER = CN()
+    # The teacher's own config file. tools/train_net.py looks beside the config file that names it
+    # first; then the working directory counts, then configs/ of this repository.
+    cfg.HKD.TEACHER.CONFIG_FILE = ""
+    # The teacher's checkpoint; replaces MODEL.WEIGHTS of the teacher's config file.
+    cfg.HKD.TEACHER.WEIGHTS = ""
+    # Precision of the teacher's forward pass: fp32 | fp16 | bf16.
+    cfg.HKD.TEACHER.PRECISION = "fp32"
+    # For each student class the index of the teacher's class that means the same, for example [0]
+    # for a pedestrian student under a COCO teacher. [] says that the class lists are the same.
+    cfg.HKD.TEACHER.CLASS_MAP = []
+
+    # ------------------------------------------------------------------ pyramid term
+    cfg.HKD.PYRAMID = CN()
+    # Weight of the term.
+    cfg.HKD.PYRAMID.WEIGHT = 0.5
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.PYRAMID.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine | pkd.
+    cfg.HKD.PYRAMID.DISTANCE = "mse"
+    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, the
+    # rest with BACKGROUND_WEIGHT). Cells under ignore boxes count only where MASK is none.
+    cfg.HKD.PYRAMID.MASK = "none"
+    # Weight of the cells outside the boxes where MASK is split.
+    cfg.HKD.PYRAMID.BACKGROUND_WEIGHT = 0.25
+    # Divide each level's distance by a statistic of the teacher's features: none | teacher_variance.
+    cfg.HKD.PYRAMID.NORMALIZE = "none"
+    # 1x1 adapters: auto (where channel counts differ) | always.
+    cfg.HKD.PYRAMID.ADAPTER = "auto"
+
+    # ------------------------------------------------------------------ region term
+    cfg.HKD.REGION = CN()
+    # Weight of the term.
+    cfg.HKD.REGION.WEIGHT = 30.0
+    # Boxes that both networks pool on: sampled (the student's sampled proposals) | teacher (the
+    # teacher's proposals) | gt (ground truth).
+    cfg.HKD.REGION.BOXES = "sampled"
+    # Teacher's proposals an image, by objectness, where BOXES is teacher.
+    cfg.HKD.REGION.TEACHER_TOPK = 256
+    # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
+    cfg.HKD.REGION.DISTANCE = "mse"
+    # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
+    cfg.HKD.REGION.NORMALIZE = "none"
+    # 1x1 adapter: auto (where channel counts differ) | always.
+    cfg.HKD.REGION.ADAPTER = "auto"
+
+    # ------------------------------------------------------------------ logit term
+    cfg.HKD.LOGIT = CN()
+    # Weight of the term.
+    cfg.HKD.LOGIT.WEIGHT = 30.0
+    # Parts that are added up: hidden (MSE of the last hidden box features), predictions (half the
+    # MSE of class logits plus that of deltas), kl (temperature KL of the class logits), deltas
+    # (smooth L1 of the deltas of foreground boxes), bounded (Chen 2017 regression, upper-bounded by
+    # the teacher).
+    cfg.HKD.LOGIT.PARTS = ["hidden", "predictions"]
+    # Weight of each part, in the order of PARTS; [] for 1 each.
+    cfg.HKD.LOGIT.PART_WEIGHTS = []
+    # Temperature of kl.
+    cfg.HKD.LOGIT.TEMPERATURE = 1.0
+    # Margin m of bounded: the term acts while the student's squared error plus m exceeds the
+    # teacher's.
+    cfg.HKD.LOGIT.BOUND_MARGIN = 0.01
+
+    for name in ("PYRAMID", "REGION", "LOGIT"):
+        term = cfg.HKD[name]
+        # Weight over time; iterations of this run.
+        term.SCHEDULE = CN()
+        # Iterations over which the weight rises linearly from 0.
+        term.SCHEDULE.WARMUP_ITERS = 0
+        # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
+        term.SCHEDULE.DECAY = "constant"
+        # Share of the weight that is left at the end of a decay.
+        term.SCHEDULE.END_FACTOR = 0.0
+        # Iteration from which the term is off; 0 for never.
+        term.SCHEDULE.STOP_ITER = 0
+
+    # ------------------------------------------------------------------ backbones
+    cfg.HKD.BACKBONE = CN()
+    # Slim ResNets: factor on every channel count of the stem and the stages, rounded to a multiple
+    # of 8.
+    cfg.HKD.BACKBONE.WIDTH_MULTIPLIER = 1.0
+    # Blocks of the four stages; [] for those of MODEL.RESNETS.DEPTH.
+    cfg.HKD.BACKBONE.BLOCKS = []
+    # Library bodies: torchvision/<model> or timm/<model>; MODEL.RESNETS.NORM (BN, SyncBN or
+    # FrozenBN) says what becomes of their batch norms.
+    cfg.HKD.BACKBONE.BODY = "torchvision/mobilenet_v3_large"
+    # Initialise the body with the library's ImageNet weights (needs a network or the library's
+    # cache) where MODEL.WEIGHTS is empty. A slim ResNet is cut from the full-width one of its depth
+    # by channel slices.
+    cfg.HKD.BACKBONE.PRETRAINED = False
+
+    # ------------------------------------------------------------------ data
+    cfg.HKD.DATA = CN()
+    # Data sets to register, one list each: [name, "citypersons", root, split] with split train or
+    # val, or [name, "coco", annotation file, image root].
+    cfg.HKD.DATA.REGISTER = []
+    # Pedestrians under this height (pixels of the original image) are ignored in training.
+    cfg.HKD.DATA.MIN_HEIGHT = 50
+    # Pedestrians with a smaller visible share are ignored in training.
+    cfg.HKD.DATA.MIN_VISIBILITY = 0.0
+
+    # ------------------------------------------------------------------ evaluation
+    cfg.HKD.EVALUATION = CN()
+    # Recall at a reference point that the curve never reaches: official (the published code's
+    # wrap-around to the last operating point) | matlab (0).
+    cfg.HKD.EVALUATION.MISSING_POINT = "official"
+    # Evaluate the teacher too when training ends or with --eval-only.
+    cfg.HKD.EVALUATION.TEACHER = False
+
+    # ------------------------------------------------------------------ solver
+    cfg.HKD.SOLVER = CN()
+    # Optimizer: sgd (Detectron2's) | adamw.
+    cfg.HKD.SOLVER.OPTIMIZER = "sgd"
+
+
+# Registrations: importing these modules is all they need.
+import hkd_d2.data.datasets  # noqa: E402, F401
+import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.pyramid  # noqa: E402, F401
+import hkd_d2.distillation.region  # noqa: E402, F401
+import hkd_d2.modeling.backbones  # noqa: E402, F401
+import hkd_d2.modeling.ignore  # noqa: E402, F401
+import hkd_d2.modeling.meta_arch  # noqa: E402, F401

@@ -1,0 +1,78 @@
+"""What one forward of a detector produces, in the order in which it is produced."""
+
+from dataclasses import dataclass, field
+
+import torch
+from detectron2.structures import Boxes, ImageList, Instances
+
+
+@dataclass
+class Targets:
+    """Ground truth of a batch, on the device of the student.
+
+    Attributes:
+        boxes (list[Tensor]): an image's objects, (G, 4) float32 XYXY, pixels of the padded image.
+        ignore_boxes (list[Tensor]): regions that are neither object nor background, as ``boxes``.
+    """
+
+    boxes: list[torch.Tensor]
+    ignore_boxes: list[torch.Tensor]
+
+
+@dataclass
+class DenseOutputs:
+    """Predictions of an RPN or a one-stage head, a list over levels, finest first.
+
+    Attributes:
+        logits (list[Tensor]): (N, H*W*A), or (N, H*W*A, K) for K classes. Anchor order: row, column,
+            anchor of the cell, the order of ``anchors`` and of Detectron2's labels.
+        deltas (list[Tensor]): (N, H*W*A, 4).
+        anchors (list[Boxes]): (H*W*A, 4) XYXY, pixels of the padded image.
+    """
+
+    logits: list[torch.Tensor]
+    deltas: list[torch.Tensor]
+    anchors: list[Boxes]
+
+
+@dataclass
+class RegionOutputs:
+    """What the box branch makes of a list of boxes; R rows, image by image in box order.
+
+    Attributes:
+        boxes (list[Boxes]): the boxes, one entry an image.
+        pooled (Tensor): (R, C, P, P), output of the box pooler.
+        hidden (Tensor or None): (R, D), output of the box head; None where no term reads it.
+        class_logits (Tensor or None): (R, K + 1), the background last.
+        deltas (Tensor or None): (R, 4) class-agnostic or (R, 4 K).
+    """
+
+    boxes: list[Boxes]
+    pooled: torch.Tensor
+    hidden: torch.Tensor | None = None
+    class_logits: torch.Tensor | None = None
+    deltas: torch.Tensor | None = None
+
+
+@dataclass
+class DetectorPass:
+    """One forward of a detector, filled stage by stage.
+
+    Attributes:
+        images (ImageList): normalised and padded input, (N, 3, H, W).
+        features (dict[str, Tensor]): level name to (N, C, H_l, W_l).
+        strides (dict[str, int]): level name to pixels a cell.
+        dense (DenseOutputs or None): None where no term reads a teacher's.
+        proposals (list[Instances] or None): boxes in the order of their objectness.
+        sampled (list[Instances] or None): the student's proposals sampled for training, labelled
+            (``gt_classes``, ``gt_boxes``); on the teacher's side None.
+        regions (RegionOutputs or None): both networks' outputs on the student's sampled boxes.
+    """
+
+    images: ImageList
+    features: dict[str, torch.Tensor]
+    strides: dict[str, int] = field(default_factory=dict)
+    dense: DenseOutputs | None = None
+    proposals: list[Instances] | None = None
+    sampled: list[Instances] | None = None
+    regions: RegionOutputs | None = None

@@ -1,0 +1,131 @@
+"""Checks before the first step, so that a long run does not end, or learn nothing, by a wrong word.
+
+Each check raises ValueError or FileNotFoundError with one sentence that says what to change.
+"""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from hkd_d2.data.datasets import check_records
+from hkd_d2.data.image_files import check_image_files
+from hkd_d2.data.mapper import is_ignored
+from hkd_d2.modeling.ignore import IgnoreAwareROIHeads, IgnoreAwareRPN
+from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
+
+logger = logging.getLogger(__name__)
+
+# Side lengths of the image of the trial forward, pixels; every usual size divisibility divides it.
+TRIAL_SIZE = (256, 256)
+
+
+def check_data(cfg: CfgNode, model: nn.Module) -> None:
+    """Check the training sets: registered, not empty, images whole, ignore rows understood."""
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
+    detector = getattr(model, "student", model)
+    aware = isinstance(getattr(detector, "proposal_generator", None), IgnoreAwareRPN) and (
+        isinstance(getattr(detector, "roi_heads", None), IgnoreAwareROIHeads)
+    )
+    for name in [*names, *cfg.DATASETS.TEST]:
+        records = check_records(name)
+        check_image_files(records, name)
+        if name not in names or aware:
+            continue
+        ignored = sum(
+            is_ignored(row, cfg.HKD.DATA.MIN_HEIGHT, cfg.HKD.DATA.MIN_VISIBILITY)
+            for record in records
+            for row in record["annotations"]
+        )
+        if ignored:
+            raise ValueError(
+                f"'{name}' has {ignored} boxes to be ignored, which the model's heads would take "
+                "for objects; set MODEL.PROPOSAL_GENERATOR.NAME to IgnoreAwareRPN and "
+                "MODEL.ROI_HEADS.NAME to IgnoreAwareROIHeads."
+            )
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Check that every trainable parameter, adapters included, is in the optimizer, once."""
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and held.count(id(parameter)) != 1:
+            raise ValueError(
+                f"The parameter '{name}' is trainable and stands {held.count(id(parameter))} times "
+                "in the optimizer; build the optimizer from the whole model."
+            )
+
+
+def check_terms(model: nn.Module) -> dict[str, float]:
+    """Run one training forward on a noise image and check that each term is alive.
+
+    A term is alive if its unweighted loss is finite and it has a non-zero gradient on some parameter
+    of the student. The model's buffers and every random state are put back.
+
+    Returns:
+        dict[str, float]: the unweighted losses.
+    """
+    if not isinstance(model, HKDDetector) or not len(model.terms):
+        return {}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    student_parameters = [p for p in model.student.parameters() if p.requires_grad]
+    raw = {}
+    hooks = [
+        term.register_forward_hook(lambda _m, _i, loss, name=name: raw.__setitem__(name, loss))
+        for name, term in model.terms.items()
+    ]
+    training = model.training
+    try:
+        with forked_random_state(), EventStorage(0):
+            torch.manual_seed(0)
+            model.train()
+            model([trial_record()])
+            for name, loss in raw.items():
+                check_alive(name, loss, student_parameters)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    losses = {name: loss.item() for name, loss in raw.items()}
+    logger.info(
+        "Distillation terms before step 1, unweighted, on a noise image: %s",
+        ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
+    )
+    return losses
+
+
+def check_alive(name: str, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:
+    """Raise ValueError unless ``loss`` is finite and moves one of ``parameters``."""
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"The term '{name}' is {float(loss)} before the first step; check the teacher's weights "
+            "and HKD.TEACHER.PRECISION."
+        )
+    grads = []
+    if loss.requires_grad and parameters:
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    if not any(g is not None and bool(g.any()) for g in grads):
+        raise ValueError(
+            f"The term '{name}' gives the student no gradient: nothing it compares differs or "
+            f"depends on a trainable parameter; check HKD.{name.upper()} and "
+            "MODEL.BACKBONE.FREEZE_AT, or remove it from HKD.TERMS."
+        )
+
+
+def trial_record() -> dict:
+    """A noise image with one object and one ignore region."""
+    height, width = TRIAL_SIZE
+    instances = Instances(TRIAL_SIZE)
+    instances.gt_boxes = Boxes(torch.tensor([[64.0, 64.0, 116.0, 192.0], [160, 96, 240, 224]]))
+    instances.gt_classes = torch.tensor([0, -1])
+    instances.gt_ignore = torch.tensor([False, True])
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}

@@ -1,0 +1,124 @@
+"""Detectron2's default trainer for pedestrian data, with or without distillation."""
+
+import logging
+import weakref
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.utils import comm
+from torch import nn
+
+from hkd_d2.data.datasets import register_datasets
+from hkd_d2.data.mapper import PedestrianMapper
+from hkd_d2.engine import preflight
+from hkd_d2.engine.solver import build_optimizer
+from hkd_d2.evaluation import PedestrianEvaluator
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.modeling.meta_arch import HKDDetector
+from hkd_d2.modeling.teacher import load_teacher_config
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains what ``MODEL.META_ARCHITECTURE`` names: a plain detector, or one beside its teacher.
+
+    Before the first step it registers the data sets of the config and runs every check of
+    :mod:`hkd_d2.engine.preflight`.
+
+    Args:
+        cfg (CfgNode): with the keys of :func:`hkd_d2.config.add_hkd_config`.
+
+    Raises:
+        ValueError, FileNotFoundError: by a check; one sentence says what to change.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # As in DefaultTrainer, but for the checks, the checkpointer, and DDP on a CPU.
+        super(DefaultTrainer, self).__init__()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        register_datasets(cfg)
+        model = self.build_model(cfg)
+        preflight.check_data(cfg, model)
+        optimizer = self.build_optimizer(cfg, model)
+        preflight.check_optimizer(model, optimizer)
+        preflight.check_terms(model)
+        data_loader = self.build_train_loader(cfg)
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        ddp = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = StudentCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self):
+        super().train()
+        # DefaultTrainer returns results only where the config says what to expect.
+        return getattr(self, "_last_eval_results", None)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=PedestrianMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name, mapper=PedestrianMapper(cfg, False))
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return PedestrianEvaluator(
+            dataset_name,
+            output_dir=f"{cfg.OUTPUT_DIR}/inference",
+            missing_point=cfg.HKD.EVALUATION.MISSING_POINT,
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate the student, and with ``HKD.EVALUATION.TEACHER`` its teacher in the same run.
+
+        Returns:
+            dict: as Detectron2's; with the teacher, ``{"student": ..., "teacher": ...}``.
+        """
+        detector = getattr(model, "module", model)
+        results = super().test(cfg, getattr(detector, "student", detector), evaluators)
+        if not cfg.HKD.EVALUATION.TEACHER:
+            return results
+        if not isinstance(detector, HKDDetector) or detector.teacher is None:
+            raise ValueError(
+                "HKD.EVALUATION.TEACHER is set but the model has no teacher; use the config that "
+                "names one, or set it to False."
+            )
+        teacher = evaluate(teacher_test_config(cfg), detector.teacher.model)
+        return OrderedDict(student=results, teacher=teacher)
+
+
+def teacher_test_config(cfg: CfgNode) -> CfgNode:
+    """The teacher's own config, on the student's test sets, writing beside the student's files."""
+    teacher_cfg = load_teacher_config(cfg.HKD.TEACHER.CONFIG_FILE)
+    teacher_cfg.DATASETS.TEST = cfg.DATASETS.TEST
+    teacher_cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher_cfg.HKD.EVALUATION = cfg.HKD.EVALUATION.clone()
+    teacher_cfg.HKD.EVALUATION.TEACHER = False
+    teacher_cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/teacher"
+    return teacher_cfg
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> dict:
+    """Evaluate ``model`` on ``cfg.DATASETS.TEST`` as the trainer does.
+
+    Returns:
+        dict: metrics, by data set where there are several.
+    """
+    return Trainer.test(cfg, model)

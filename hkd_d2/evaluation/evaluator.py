@@ -1,0 +1,311 @@
+"""Pedestrian detection scores inside Detectron2: log-average miss rate beside COCO AP."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import detectron2.utils.comm as comm
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .miss_rate import (
+    MISSING_POINTS,
+    PEDESTRIAN,
+    REFERENCE_FPPI,
+    SETUPS,
+    MissRateResult,
+    Setup,
+    check_ground_truth,
+    evaluate_miss_rate,
+    format_table,
+    select_setups,
+)
+
+__all__ = ["PedestrianEvaluator", "coco_ground_truth"]
+
+logger = logging.getLogger(__name__)
+
+
+class PedestrianEvaluator(DatasetEvaluator):
+    """Log-average miss rate of every setup, and COCO AP, of one class of a registered dataset.
+
+    Results are ``{"miss_rate": {setup: percent}, "bbox": {"AP", "AP50", "AP75", "APs", "APm",
+    "APl"}}``, all in percent; see :mod:`hkd_d2.evaluation.miss_rate`. For AP every box that is not
+    ignored counts, whatever its height, and ignored boxes are COCO crowds; the 100 detections of
+    highest score in an image take part, and an AP without any countable box is NaN.
+
+    Works in distributed evaluation, where the main process has the results and the others get an
+    empty dict. An image that several processes evaluate counts once.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        missing_point: str = "official",
+        setups: Mapping[str, Setup] | Iterable[str] | None = None,
+        category: int = 0,
+    ):
+        """
+        Args:
+            dataset_name: a dataset in ``DatasetCatalog``; :func:`coco_ground_truth` says which keys
+                of its records are read.
+            output_dir: where ``detections_<dataset>.json`` (COCO results, category 1) and
+                ``miss_rate_<dataset>.json`` (scores, curves and rules) go; None writes nothing.
+            missing_point: a key of :data:`hkd_d2.evaluation.miss_rate.MISSING_POINTS`.
+            setups: names out of :data:`hkd_d2.evaluation.miss_rate.SETUPS`, or setups of your own
+                by name; None for all of ``SETUPS``.
+            category: contiguous class index of the pedestrians.
+
+        Raises:
+            ValueError: on an unknown ``missing_point`` or setup, or on malformed records.
+        """
+        if missing_point not in MISSING_POINTS:
+            raise ValueError(
+                f"missing_point is {missing_point!r}; choose one of {', '.join(MISSING_POINTS)}."
+            )
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._missing_point = missing_point
+        self._setups = select_setups(SETUPS if setups is None else setups)
+        self._category = category
+        self._ground_truth = coco_ground_truth(DatasetCatalog.get(dataset_name), category)
+        self._image_ids = {image["id"] for image in self._ground_truth["images"]}
+        self.reset()
+
+    def reset(self):
+        self._detections = {}  # image id -> its detections, in COCO's result format
+
+    def process(self, inputs: list[dict], outputs: list[dict]):
+        """Keep the detections of a batch.
+
+        Args:
+            inputs: dataset records, each with its ``image_id``.
+            outputs: the model's, each with ``instances`` in pixels of the original image:
+                ``pred_boxes`` (R, 4), ``scores`` (R,) and ``pred_classes`` (R,).
+
+        Raises:
+            ValueError: if an image is not one of the dataset.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            image_id = record["image_id"]
+            if image_id not in self._image_ids:
+                raise ValueError(
+                    f"Image {image_id!r} is not in dataset {self._dataset_name!r}; evaluate with "
+                    "the data loader of this dataset."
+                )
+            self._detections[image_id] = _coco_detections(
+                output["instances"], image_id, self._category
+            )
+
+    def evaluate(self) -> OrderedDict:
+        """Score everything processed since :meth:`reset`.
+
+        Returns:
+            the two groups of scores on the main process, an empty dict on the others.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._detections, dst=0)
+        if not comm.is_main_process():
+            return OrderedDict()
+        by_image = {image: rows for part in gathered for image, rows in part.items()}
+        if len(by_image) < len(self._image_ids):
+            logger.warning(
+                "The model saw %d of the %d images of %s; the others count as images without "
+                "detections.",
+                len(by_image),
+                len(self._image_ids),
+                self._dataset_name,
+            )
+        detections = [row for image in sorted(by_image) for row in by_image[image]]
+        self._write("detections", detections)
+
+        results = evaluate_miss_rate(
+            self._ground_truth, detections, self._setups, self._missing_point
+        )
+        self._write("miss_rate", self._describe(results))
+        logger.info(
+            "Log-average miss rate on %s (missing reference points: %s, %s):\n%s",
+            self._dataset_name,
+            self._missing_point,
+            MISSING_POINTS[self._missing_point],
+            format_table(results),
+        )
+        average_precision = _coco_average_precision(self._ground_truth, detections)
+        logger.info("COCO AP on %s:\n%s", self._dataset_name, create_small_table(average_precision))
+        return OrderedDict(
+            miss_rate={name: result.miss_rate for name, result in results.items()},
+            bbox=average_precision,
+        )
+
+    def _describe(self, results: Mapping[str, MissRateResult]) -> dict[str, Any]:
+        """Scores, curves and the rules behind them, ready for JSON."""
+        setups = {}
+        for name, result in results.items():
+            countable = result.num_ground_truth > 0
+            setups[name] = {
+                "height": list(result.setup.height),
+                "visibility": list(result.setup.visibility),
+                "num_ground_truth": result.num_ground_truth,
+                "num_detections": result.num_detections,
+                "miss_rate": result.miss_rate,
+                "reference_miss": result.reference_miss.tolist() if countable else None,
+                "curve": {
+                    "score": result.scores.tolist(),
+                    "fppi": result.fppi.tolist(),
+                    "miss": result.miss.tolist() if countable else None,
+                },
+            }
+        return {
+            "dataset": self._dataset_name,
+            "num_images": len(self._image_ids),
+            "missing_point": self._missing_point,
+            "missing_point_rule": MISSING_POINTS[self._missing_point],
+            "reference_fppi": REFERENCE_FPPI.tolist(),
+            "setups": setups,
+        }
+
+    def _write(self, what: str, content) -> None:
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            path = os.path.join(self._output_dir, f"{what}_{self._dataset_name}.json")
+            with PathManager.open(path, "w") as file:
+                json.dump(content, file)
+            logger.info("Wrote %s", path)
+
+
+def coco_ground_truth(dataset_dicts: list[dict], category: int = 0) -> dict[str, Any]:
+    """Turn Detectron2 records into ground truth for :func:`evaluate_miss_rate`.
+
+    The result has the layout of CityPersons' ``val_gt.json``: annotations with ``id`` (from 1, in
+    order), ``image_id``, ``category_id`` 1, ``iscrowd``, ``ignore``, ``bbox`` [x, y, w, h],
+    ``height`` and ``vis_ratio``.
+
+    Args:
+        dataset_dicts: records with ``file_name``, ``image_id`` (int), ``height``, ``width`` and
+            ``annotations``, each with ``bbox``, ``bbox_mode`` (XYWH_ABS or XYXY_ABS) and
+            ``category_id``, and where it applies ``iscrowd``, ``ignore`` (0 or 1; a crowd is
+            ignored in any case) and ``vis_ratio`` (1 where missing).
+        category: contiguous index of the pedestrians; annotations of other classes are left out.
+
+    Raises:
+        ValueError: if a record lacks a key, has a box in another mode, or if image ids are not
+            unique integers.
+    """
+    images, annotations = [], []
+    for row, record in enumerate(dataset_dicts):
+        _require(record, ("file_name", "image_id", "height", "width", "annotations"), row)
+        images.append(
+            {
+                "id": record["image_id"],
+                "im_name": os.path.basename(record["file_name"]),
+                "height": record["height"],
+                "width": record["width"],
+            }
+        )
+        for annotation in record["annotations"]:
+            _require(annotation, ("category_id", "bbox", "bbox_mode"), row, record["file_name"])
+            if annotation["category_id"] != category:
+                continue
+            box = _xywh(annotation, record["file_name"])
+            crowd = int(annotation.get("iscrowd", 0))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": PEDESTRIAN,
+                    "iscrowd": crowd,
+                    "ignore": int(annotation.get("ignore", 0) or crowd),
+                    "bbox": box,
+                    "height": box[3],
+                    "vis_ratio": annotation.get("vis_ratio", 1.0),
+                }
+            )
+    ground_truth = {
+        "images": images,
+        "categories": [{"id": PEDESTRIAN, "name": "pedestrian"}],
+        "annotations": annotations,
+    }
+    check_ground_truth(ground_truth, "the dataset's ground truth")
+    return ground_truth
+
+
+def _require(content: dict, keys: tuple[str, ...], row: int, owner: str = "") -> None:
+    for key in keys:
+        if key not in content:
+            what = f"An annotation of {owner}" if owner else content.get("file_name", "It")
+            raise ValueError(
+                f"Dataset record {row} is incomplete: {what} has no {key!r}; "
+                "add it where the dataset is loaded."
+            )
+
+
+def _xywh(annotation: dict, file_name: str) -> list[float]:
+    # BoxMode.convert takes a list through float32; a height at the bound of a setup must not move.
+    x, y, c, d = annotation["bbox"]
+    mode = annotation["bbox_mode"]
+    if mode == BoxMode.XYWH_ABS:
+        return [x, y, c, d]
+    if mode == BoxMode.XYXY_ABS:
+        return [x, y, c - x, d - y]
+    raise ValueError(
+        f"An annotation of {file_name} has bbox_mode {mode!r}; load boxes as XYWH_ABS or XYXY_ABS."
+    )
+
+
+def _coco_detections(instances: Instances, image_id: int, category: int) -> list[dict[str, Any]]:
+    boxes = BoxMode.convert(
+        instances.pred_boxes.tensor.detach().cpu().float(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+    )
+    return [
+        {"image_id": image_id, "category_id": PEDESTRIAN, "bbox": box, "score": score}
+        for box, score, label in zip(
+            boxes.tolist(),
+            instances.scores.tolist(),
+            instances.pred_classes.tolist(),
+            strict=True,
+        )
+        if label == category
+    ]
+
+
+def _coco_average_precision(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
+    # pycocotools overwrites ``ignore`` by ``iscrowd``, wants areas, and ids of detections from 1.
+    truth = [
+        row | {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": row["ignore"]}
+        for row in ground_truth["annotations"]
+    ]
+    found = [
+        row | {"id": number, "area": row["bbox"][2] * row["bbox"][3]}
+        for number, row in enumerate(detections, 1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(
+            _coco_index(ground_truth, truth), _coco_index(ground_truth, found), "bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    return {
+        name: float(value) * 100 if value >= 0 else float("nan")
+        for name, value in zip(names, evaluation.stats[: len(names)], strict=True)
+    }
+
+
+def _coco_index(ground_truth: dict, annotations: list[dict]) -> COCO:
+    # COCO.loadRes fails on an empty list, so the index is built by hand.
+    index = COCO()
+    index.dataset = ground_truth | {"annotations": annotations}
+    index.createIndex()
+    return index

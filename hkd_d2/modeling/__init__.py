@@ -1,0 +1,1 @@
+"""Detectors: the distilling meta-architecture, ignore-aware heads, backbones."""

@@ -1,0 +1,20 @@
+"""Bodies for small detectors: slim ResNets and those of torchvision and timm.
+
+Importing the package registers their builders with Detectron2.
+"""
+
+from .library_body import LibraryBody, build_library_backbone, build_library_fpn_backbone
+from .slim_resnet import (
+    build_slim_resnet_backbone,
+    build_slim_resnet_fpn_backbone,
+    slice_resnet_state_dict,
+)
+
+__all__ = [
+    "LibraryBody",
+    "build_library_backbone",
+    "build_library_fpn_backbone",
+    "build_slim_resnet_backbone",
+    "build_slim_resnet_fpn_backbone",
+    "slice_resnet_state_dict",
+]

@@ -1,0 +1,134 @@
+"""Read and write checkpoints: a student's file is a plain Detectron2 checkpoint of the student."""
+
+import os
+import pickle
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class StudentCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer that looks through :class:`HKDDetector`.
+
+    The key ``model`` holds the student's own state, so the student's plain config reads the file;
+    the trainable state of the distillation terms stands beside it under ``hkd``. Files are read
+    without executing code from them: tensors and plain containers from ``.pth``, numpy arrays and
+    plain containers from a model zoo's ``.pkl``.
+
+    Args:
+        model (nn.Module): a detector, a :class:`HKDDetector`, or either in DDP.
+        save_dir (str), **checkpointables: as in Detectron2.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables):
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if hasattr(model, "student"):
+            checkpointables["hkd"] = model.terms
+            model = model.student
+        super().__init__(model, save_dir, **checkpointables)
+
+    def load(self, path, *args, **kwargs):
+        """Load as Detectron2 does.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is no checkpoint.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"The checkpoint '{path}' does not exist; give an existing file."
+            )
+        try:
+            return super().load(path, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if "Error(s) in loading state_dict" in str(error):
+                raise
+            self._parsed_url_during_load = None
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"'{path}' cannot be read as a checkpoint ({reason}); give a file that "
+                "Detectron2 or this project wrote."
+            ) from error
+
+    def load_complete(self, path: str, owner: str) -> None:
+        """Load the model from ``path`` and insist that the file fills all of it.
+
+        Args:
+            owner (str): whose weights they are, for the error: "the teacher of x.yaml".
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: keys that are missing or have another shape.
+        """
+        seen = []
+        log = self._log_incompatible_keys
+        self._log_incompatible_keys = seen.append
+        try:
+            self.load(path, checkpointables=[])
+        finally:
+            self._log_incompatible_keys = log
+        missing, shapes = seen[0].missing_keys, seen[0].incorrect_shapes
+        if shapes:
+            key, found, wanted = shapes[0]
+            raise ValueError(
+                f"'{path}' is not a checkpoint of {owner}: '{key}' has shape {found} in the file "
+                f"and {wanted} in the model ({len(shapes)} such keys); give the weights of this "
+                "architecture or the config of these weights."
+            )
+        if missing:
+            raise ValueError(
+                f"'{path}' is not a checkpoint of {owner}: {len(missing)} keys of the model are "
+                f"missing, '{missing[0]}' for one; give the weights of this architecture or the "
+                "config of these weights."
+            )
+
+    def resume_or_load(self, path, *, resume=True):
+        """As Detectron2's, for a run that may have terms.
+
+        Raises:
+            ValueError: the checkpoint to resume from has no state of the terms.
+        """
+        if resume and self.has_checkpoint() and "hkd" in self.checkpointables:
+            last = self.get_checkpoint_file()
+            if "hkd" not in self._torch_load(last):
+                raise ValueError(
+                    f"'{last}' was written by a run without distillation terms and cannot be "
+                    "resumed with them; start from it with MODEL.WEIGHTS and another OUTPUT_DIR."
+                )
+        return super().resume_or_load(path, resume=resume)
+
+    def _torch_load(self, filename):
+        return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_file(self, filename):
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        with PathManager.open(filename, "rb") as f:
+            data = _ArrayUnpickler(f, encoding="latin1").load()
+        if "model" in data and "__author__" in data:
+            return data
+        data = data.get("blobs", data)
+        weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickle numpy arrays and plain containers, nothing that could run code."""
+
+    ADMITTED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("collections", "OrderedDict"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module, name):
+        if (module.replace("numpy._core", "numpy.core"), name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -1,0 +1,234 @@
+"""HKDDetector: a student trained beside its teacher, in one Detectron2 meta-architecture."""
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from hkd_d2.distillation import build_terms
+from hkd_d2.distillation.detector_pass import DetectorPass, Targets
+from hkd_d2.distillation.term import FEATURES
+from hkd_d2.modeling import two_stage
+from hkd_d2.modeling.ignore import split_ignore
+from hkd_d2.modeling.teacher import Teacher
+
+# Unweighted losses and weights are logged once in this many iterations, as Detectron2's writers
+# are; on a GPU every value logged is a wait for the device.
+LOG_PERIOD = 20
+
+
+@META_ARCH_REGISTRY.register()
+class HKDDetector(nn.Module):
+    """A student detector and its distillation terms, with the teacher as a guest.
+
+    In training ``forward`` advances the student and the teacher stage by stage on the same pixels
+    and the same boxes, and returns the student's own losses plus ``loss_hkd_<term>``. In inference
+    it is the student. Its ``state_dict`` is the student's, under the student's names; the trainable
+    state of the terms is :attr:`terms`, in ``parameters()`` and saved by
+    :class:`~hkd_d2.modeling.checkpoint.StudentCheckpointer` beside it. The teacher is in neither; it
+    follows ``.to()`` and a deep copy shares it.
+
+    Args:
+        student (GeneralizedRCNN): with an RPN and StandardROIHeads or subclasses of them.
+        teacher (Teacher or None): None where no term reads one.
+        terms (nn.ModuleDict): name to :class:`~hkd_d2.distillation.Term`.
+        gradient_share_period (int): see ``HKD.GRADIENT_SHARE_PERIOD``.
+
+    Raises:
+        ValueError: a student that cannot be advanced, terms without the teacher that they read, or
+            networks whose padding does not fit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Teacher | None,
+        terms: nn.ModuleDict,
+        gradient_share_period: int = 0,
+    ):
+        super().__init__()
+        two_stage.check_two_stage(student, "student")
+        self.student = student
+        self.terms = terms
+        self.teacher = teacher
+        self.gradient_share_period = gradient_share_period
+        self.needs = frozenset().union(*(term.needs for term in terms.values()))
+        if self.needs and teacher is None:
+            raise ValueError("The distillation terms read a teacher and none is given.")
+        if teacher is not None:
+            ours = max(student.backbone.size_divisibility, 1)
+            theirs = max(teacher.model.backbone.size_divisibility, 1)
+            if ours % theirs:
+                raise ValueError(
+                    f"The teacher needs images padded to a multiple of {theirs} and the student "
+                    f"pads to {ours}; choose a student whose size divisibility is a multiple of "
+                    f"{theirs}."
+                )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        name = cfg.HKD.STUDENT.META_ARCHITECTURE
+        if name not in META_ARCH_REGISTRY or not issubclass(
+            META_ARCH_REGISTRY.get(name), GeneralizedRCNN
+        ):
+            raise ValueError(
+                f"HKD.STUDENT.META_ARCHITECTURE is '{name}'; the student has to be a "
+                "GeneralizedRCNN."
+            )
+        student = META_ARCH_REGISTRY.get(name)(cfg)
+        two_stage.check_two_stage(student, "student")
+        # The student's run must not depend on who else is in the room.
+        with forked_random_state():
+            teacher = Teacher.from_config(cfg) if cfg.HKD.TERMS else None
+            terms = build_terms(
+                cfg, two_stage.detector_spec(student), teacher.spec if teacher else None
+            )
+        return {
+            "student": student,
+            "teacher": teacher,
+            "terms": terms,
+            "gradient_share_period": cfg.HKD.GRADIENT_SHARE_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def forward(self, batched_inputs: list[dict]):
+        """
+        Args:
+            batched_inputs (list[dict]): as for Detectron2's ``GeneralizedRCNN``; ``instances`` may
+                have the bool field ``gt_ignore``.
+
+        Returns:
+            dict[str, Tensor] in training, the student's detections (list[dict]) in inference.
+        """
+        if not self.training:
+            return self.student(batched_inputs)
+
+        student, heads, rpn = self.student, self.student.roi_heads, self.student.proposal_generator
+        images = student.preprocess_image(batched_inputs)
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        targets = as_targets(instances)
+        iteration = get_event_storage().iter
+        active = {n: t for n, t in self.terms.items() if not t.schedule.stopped(iteration)}
+        needs = frozenset().union(*(t.needs for t in active.values()))
+
+        # (a) backbones and FPNs on the same pixels
+        ours = DetectorPass(
+            images=images,
+            features=student.backbone(images.tensor),
+            strides={n: s.stride for n, s in student.backbone.output_shape().items()},
+        )
+        theirs = None
+        if FEATURES in needs:
+            theirs = self.teacher.features(batched_inputs, tuple(images.tensor.shape[-2:]))
+
+        # (b) the student's RPN, its labels, and the boxes that both networks will look at
+        ours.dense = two_stage.dense_stage(rpn, ours.features)
+        labels, matched_boxes = rpn.label_and_sample_anchors(ours.dense.anchors, instances)
+        proposal_losses = rpn.losses(
+            ours.dense.anchors, ours.dense.logits, labels, ours.dense.deltas, matched_boxes
+        )
+        ours.proposals = two_stage.proposal_stage(rpn, ours.dense, images)
+        ours.sampled = heads.label_and_sample_proposals(ours.proposals, instances)
+        boxes = [x.proposal_boxes for x in ours.sampled]
+
+        # (c) box branches on these boxes
+        ours.regions = two_stage.region_stage(
+            heads, ours.features, boxes, two_stage.WHOLE_BOX_BRANCH
+        )
+        if theirs is not None:
+            self.teacher.advance(theirs, boxes, needs)
+
+        # (d) terms, then the student's own losses in Detectron2's order
+        raw = {name: term(ours, theirs, targets) for name, term in active.items()}
+        losses = two_stage.box_losses(heads, ours.regions, ours.sampled)
+        losses.update(heads._forward_mask(ours.features, ours.sampled))
+        losses.update(heads._forward_keypoint(ours.features, ours.sampled))
+        losses.update(proposal_losses)
+        if student.vis_period > 0 and iteration % student.vis_period == 0:
+            student.visualize_training(batched_inputs, ours.proposals)
+
+        for name, term in self.terms.items():
+            if name in raw:
+                losses[f"loss_hkd_{name}"] = term.schedule(iteration) * raw[name]
+            else:
+                # A stopped term still touches its parameters: DDP waits for each of them.
+                losses[f"loss_hkd_{name}"] = images.tensor.new_zeros(()) + sum(
+                    0.0 * p.sum() for p in term.parameters()
+                )
+        self._log(iteration, raw, losses, ours.features)
+        return losses
+
+    def _log(self, iteration, raw, losses, features) -> None:
+        storage = get_event_storage()
+        if iteration % LOG_PERIOD == 0:
+            for name, loss in raw.items():
+                storage.put_scalar(f"hkd/{name}_raw", loss.item(), smoothing_hint=False)
+                weight = self.terms[name].schedule(iteration)
+                storage.put_scalar(f"hkd/{name}_weight", weight, smoothing_hint=False)
+        period = self.gradient_share_period
+        if period > 0 and iteration % period == 0:
+            for name, share in gradient_shares(losses, list(features.values())).items():
+                storage.put_scalar(f"hkd_gradient_share/{name}", share, smoothing_hint=False)
+
+    def state_dict(self, *args, **kwargs):
+        """The student's state, under the names of a plain student."""
+        return self.student.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Load a student's state; with ``strict`` a missing or unknown key is an error."""
+        return self.student.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _apply(self, fn, recurse=True):
+        # .to(), .cuda() and their kin: the teacher follows without being a child.
+        if self.teacher is not None:
+            self.teacher.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+def as_targets(instances: list) -> Targets:
+    """Objects and ignore boxes of a batch of ground-truth instances."""
+    split = [split_ignore(x) for x in instances]
+    return Targets(
+        boxes=[objects.gt_boxes.tensor for objects, _ in split],
+        ignore_boxes=[ignore.tensor for _, ignore in split],
+    )
+
+
+def gradient_shares(
+    losses: dict[str, torch.Tensor], features: list[torch.Tensor]
+) -> dict[str, float]:
+    """Share of each loss in the sum of gradient norms at the student's feature maps.
+
+    The maps are where every loss meets the backbone. Norms are of the weighted losses, over all
+    maps; a loss that does not reach them has share 0.
+    """
+    norms = {}
+    for name, loss in losses.items():
+        norms[name] = 0.0
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+            norms[name] = sum(float(g.float().norm()) ** 2 for g in grads if g is not None) ** 0.5
+    total = sum(norms.values()) or 1.0
+    return {name: norm / total for name, norm in norms.items()}
+
+
+@contextmanager
+def forked_random_state():
+    """Restore Python's, numpy's and torch's random states on exit."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,173 @@
+"""The teacher: loaded whole, frozen, hidden from the student's module tree, run in its own way."""
+
+import os
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+
+from hkd_d2.distillation.detector_pass import DetectorPass
+from hkd_d2.distillation.term import DENSE, HIDDEN, POOLED, PREDICTIONS, PROPOSALS
+from hkd_d2.modeling import two_stage
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Teacher:
+    """A frozen detector beside the student.
+
+    It is no ``nn.Module``, so whoever holds it has neither its parameters nor its state; a deep copy
+    shares it.
+
+    Args:
+        model (GeneralizedRCNN): put into eval mode, its parameters frozen.
+        input_format (str): channel order that the teacher was trained with, ``INPUT.FORMAT``.
+        student_format (str): channel order of the images that it will be given.
+        precision (str): fp32 | fp16 | bf16, by autocast.
+
+    Raises:
+        ValueError: an unsupported model, precision or pair of channel orders.
+    """
+
+    def __init__(self, model, *, input_format="BGR", student_format="BGR", precision="fp32"):
+        two_stage.check_two_stage(model, "teacher")
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"HKD.TEACHER.PRECISION is '{precision}'; choose from {', '.join(PRECISIONS)}."
+            )
+        if input_format != student_format and {input_format, student_format} != {"RGB", "BGR"}:
+            raise ValueError(
+                f"The student reads {student_format} images and the teacher {input_format}; only "
+                "RGB and BGR can be turned into each other."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.flip_channels = input_format != student_format
+        self.precision = PRECISIONS[precision]
+
+    def __deepcopy__(self, memo):
+        return self
+
+    @property
+    def spec(self):
+        """Its :class:`DetectorSpec`."""
+        return two_stage.detector_spec(self.model)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "Teacher":
+        """Build the teacher that ``cfg.HKD.TEACHER`` names and load its weights.
+
+        Raises:
+            FileNotFoundError: missing config file or weights.
+            ValueError: weights that do not fill every parameter of the teacher's architecture.
+        """
+        node = cfg.HKD.TEACHER
+        teacher_cfg = load_teacher_config(node.CONFIG_FILE)
+        teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+        # Named before building, so that no ImageNet weights are fetched for a trained teacher.
+        teacher_cfg.MODEL.WEIGHTS = node.WEIGHTS
+        model = build_model(teacher_cfg)
+        load_teacher_weights(model, node.WEIGHTS, node.CONFIG_FILE)
+        return cls(
+            model,
+            input_format=teacher_cfg.INPUT.FORMAT,
+            student_format=cfg.INPUT.FORMAT,
+            precision=node.PRECISION,
+        )
+
+    def preprocess(self, batched_inputs: list[dict], padded_size: tuple[int, int]) -> ImageList:
+        """Normalise the student's images the teacher's way, padded to the student's (H, W)."""
+        model = self.model
+        images, sizes = [], []
+        for record in batched_inputs:
+            image = record["image"].to(model.device)
+            if self.flip_channels:
+                image = image.flip(0)
+            image = (image - model.pixel_mean) / model.pixel_std
+            height, width = image.shape[-2:]
+            sizes.append((height, width))
+            images.append(
+                torch.nn.functional.pad(
+                    image, (0, padded_size[1] - width, 0, padded_size[0] - height)
+                )
+            )
+        return ImageList(torch.stack(images), sizes)
+
+    @torch.no_grad()
+    def features(self, batched_inputs: list[dict], padded_size: tuple[int, int]) -> DetectorPass:
+        """Run the backbone: the pass with its first stage filled."""
+        images = self.preprocess(batched_inputs, padded_size)
+        with self._autocast():
+            features = self.model.backbone(images.tensor)
+        strides = {name: spec.stride for name, spec in self.model.backbone.output_shape().items()}
+        return DetectorPass(images=images, features=features, strides=strides)
+
+    @torch.no_grad()
+    def advance(self, teacher_pass: DetectorPass, boxes: list, needs: frozenset) -> None:
+        """Fill the later stages of the pass as far as ``needs`` asks, on the student's ``boxes``."""
+        model = self.model
+        with self._autocast():
+            if needs & {DENSE, PROPOSALS}:
+                teacher_pass.dense = two_stage.dense_stage(
+                    model.proposal_generator, teacher_pass.features
+                )
+            if PROPOSALS in needs:
+                teacher_pass.proposals = two_stage.proposal_stage(
+                    model.proposal_generator, teacher_pass.dense, teacher_pass.images
+                )
+            if needs & {POOLED, HIDDEN, PREDICTIONS}:
+                teacher_pass.regions = two_stage.region_stage(
+                    model.roi_heads, teacher_pass.features, boxes, needs
+                )
+
+    def _autocast(self):
+        device = self.model.device.type
+        # enabled=False also ends the student's autocast, for a teacher that stays in fp32
+        return torch.autocast(
+            device,
+            dtype=self.precision if self.precision != torch.float32 else None,
+            enabled=self.precision != torch.float32,
+        )
+
+
+def load_teacher_config(path: str) -> CfgNode:
+    """Read the teacher's config file.
+
+    Raises:
+        FileNotFoundError: an empty path or no such file.
+    """
+    from hkd_d2.config import add_hkd_config
+
+    if not path:
+        raise FileNotFoundError(
+            "HKD.TEACHER.CONFIG_FILE is empty; name the config file the teacher was trained with."
+        )
+    # Configs of this repository name each other, wherever the run was started.
+    candidates = [Path(path), Path(__file__).parents[2] / "configs" / path]
+    found = next((p for p in candidates if p.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"HKD.TEACHER.CONFIG_FILE '{path}' is neither in {os.getcwd()} nor in "
+            f"{candidates[1].parent}; give an existing file."
+        )
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(found))
+    return cfg
+
+
+def load_teacher_weights(model, path: str, config_file: str) -> None:
+    """Load ``path`` into ``model``; every parameter has to be found.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys missing or of another shape.
+    """
+    if not path:
+        raise FileNotFoundError(
+            "HKD.TEACHER.WEIGHTS is empty; train the teacher first "
+            f"(tools/train_net.py --config-file {config_file}) and give its model_final.pth."
+        )
+    StudentCheckpointer(model).load_complete(path, f"the teacher of {config_file}")

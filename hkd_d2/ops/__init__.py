@@ -1,0 +1,69 @@
+"""The distillation losses and RoI pooling of hkd_d2. Needs PyTorch and nothing else.
+
+Every operator is defined in plain PyTorch in :mod:`hkd_d2.ops.reference`; some have a compiled
+kernel beside it, which ``impl`` selects.
+"""
+
+import functools
+import inspect
+
+import torch
+
+from hkd_d2.ops import _library, logit_distillation, reference
+from hkd_d2.ops.reference import (
+    assign_boxes_to_levels,
+    bounded_regression_loss,
+    rasterize_boxes,
+)
+
+__all__ = [
+    "adaptive_distillation_loss",
+    "assign_boxes_to_levels",
+    "bounded_regression_loss",
+    "feature_imitation_loss",
+    "kl_distillation_loss",
+    "multilevel_roi_align",
+    "rasterize_boxes",
+    "roi_distillation_loss",
+]
+
+_IMPL = """
+    ``impl`` (str, optional): None runs the compiled kernel where there is one for the device and
+    the PyTorch definition elsewhere; ``fused`` insists on the kernel (RuntimeError where it is
+    missing); ``reference`` runs the definition. Autocast does not reach inside.
+"""
+
+
+def _operator(definition, fused=None):
+    """Make the public operator of a definition and of its compiled form, if it has one.
+
+    Both take the same arguments; the operator takes ``impl`` besides.
+    """
+    signature = inspect.signature(definition)
+    first = next(iter(signature.parameters))
+    impl = inspect.Parameter("impl", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+    @functools.wraps(definition)
+    def operator(*args, impl=None, **kwargs):
+        tensors = args[0] if args else kwargs.get(first)
+        if isinstance(tensors, (list, tuple)) and len(tensors):
+            tensors = tensors[0]
+        # What is no tensor will be refused by the argument checks, which say how it should look.
+        device = getattr(tensors, "device", torch.device("cpu"))
+        run = fused if _library.use_fused(impl, definition.__name__, device) else definition
+        with torch.autocast(device.type, enabled=False):
+            return run(*args, **kwargs)
+
+    operator.__doc__ += _IMPL
+    operator.__module__ = __name__
+    operator.__signature__ = signature.replace(parameters=[*signature.parameters.values(), impl])
+    return operator
+
+
+feature_imitation_loss = _operator(reference.feature_imitation_loss)
+multilevel_roi_align = _operator(reference.multilevel_roi_align)
+roi_distillation_loss = _operator(reference.roi_distillation_loss)
+adaptive_distillation_loss = _operator(reference.adaptive_distillation_loss)
+kl_distillation_loss = _operator(
+    reference.kl_distillation_loss, fused=logit_distillation.kl_distillation_loss
+)

@@ -1,0 +1,619 @@
+"""The operators in plain PyTorch: the definition that the compiled ones are measured against.
+
+Common to all:
+
+- Losses are computed and returned in float32, in float64 where the student is float64, whatever the
+  precision of the inputs. The caller turns autocast off (:mod:`hkd_d2.ops` does).
+- Gradients reach the student's tensors and the adapters; the teacher, boxes and weights get none.
+- Nothing to compare (no box, no row, an empty mask) gives 0 with zero gradients.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from hkd_d2.ops import _checks
+
+DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
+RASTERIZE_RULES = ("cells", "defeat", "fgd")
+
+# Bilinear samples whose four taps are laid out at a time: about 100 MB of indices and weights.
+_SAMPLES_AT_ONCE = 1 << 20
+
+
+# ------------------------------------------------------------------------------------------- boxes
+def assign_boxes_to_levels(boxes, strides):
+    """Level of each box by Detectron2's rule.
+
+    .. math:: l = \\left\\lfloor 4 + \\log_2(\\sqrt{area} / 224 + 10^{-8}) \\right\\rfloor
+
+    clamped to the levels given; the level of a stride is its logarithm to base 2. Where the strides
+    have gaps, the box goes to the coarsest level that is not above ``l``.
+
+    Args:
+        boxes (Tensor): (R, 4) XYXY in pixels.
+        strides (sequence of float): pixels a cell, finest first.
+
+    Returns:
+        Tensor: (R,) int64, indices into ``strides``.
+
+    Source: equation 1 of Feature Pyramid Networks (arXiv 1612.03144) as Detectron2's ``ROIPooler``
+    has it.
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    size = (sides[:, 0] * sides[:, 1]).clamp(min=0).sqrt()
+    level = torch.floor(4 + torch.log2(size / 224 + 1e-8))
+    return sum(
+        ((level >= math.log2(s)).long() for s in strides[1:]), torch.zeros_like(level).long()
+    )
+
+
+def rasterize_boxes(boxes, size, stride, *, rule="cells"):
+    """Cells of a feature map that lie under boxes.
+
+    Columns (rows alike) ``j`` of a box ``x1..x2`` at stride ``s``, clipped to the map, by rule:
+
+    - ``cells``: floor(x1/s) <= j < max(ceil(x2/s), floor(x1/s) + 1)
+    - ``defeat``: floor(x1/s) <= j < max(floor(x2/s), floor(x1/s) + 1), as DeFeat (CVPR 2021) does
+    - ``fgd``: floor(x1/s) <= j < ceil(x2/s) + 1, as FGD (CVPR 2022) does
+
+    Args:
+        boxes (Tensor): (R, 4) XYXY in pixels.
+        size (tuple[int, int]): height and width of the map in cells.
+        stride (float): pixels a cell.
+        rule (str): ``cells`` | ``defeat`` | ``fgd``.
+
+    Returns:
+        Tensor: (height, width) bool, True under a box. A box with NaN covers nothing.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    _checks.one_of("rasterize", rule, RASTERIZE_RULES)
+    low = torch.floor(boxes[:, :2] / stride)
+    high = boxes[:, 2:] / stride
+    if rule == "cells":
+        high = torch.maximum(high.ceil(), low + 1)
+    elif rule == "defeat":
+        high = torch.maximum(high.floor(), low + 1)
+    else:
+        high = high.ceil() + 1
+    covered = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        cell = torch.arange(length, device=boxes.device)
+        covered.append((cell >= low[:, axis, None]) & (cell < high[:, axis, None]))
+    rows, columns = covered
+    # Counts of boxes; exact in float32, and much less memory than an (R, height, width) mask.
+    return rows.float().T @ columns.float() > 0
+
+
+# ---------------------------------------------------------------------------------------- distances
+def _distance(student, teacher, distance, dim):
+    """Distance of feature vectors along ``dim``, which is reduced."""
+    if distance == "cosine":
+        return 1 - F.cosine_similarity(student, teacher, dim=dim)
+    if distance == "mse":
+        elements = (student - teacher).square()
+    elif distance == "l1":
+        elements = (student - teacher).abs()
+    else:
+        elements = F.smooth_l1_loss(student, teacher, reduction="none")
+    return elements.mean(dim)
+
+
+def _standardize(maps):
+    """Zero mean and unit deviation of every channel over (N, H, W)."""
+    count = maps.numel() // max(maps.shape[1], 1)
+    mean = maps.mean((0, 2, 3), keepdim=True)
+    deviation = maps.std((0, 2, 3), correction=min(1, count - 1), keepdim=True)
+    return (maps - mean) / (deviation + 1e-6)
+
+
+def _adapt(values, adapter, dim):
+    """A 1x1 adapter over the channels ``dim`` of any tensor."""
+    if adapter is None:
+        return values
+    weight, bias = (None if a is None else a.to(values.dtype) for a in adapter)
+    return F.linear(values.movedim(dim, -1), weight, bias).movedim(-1, dim)
+
+
+def _cell_weights(shape, boxes, ignore_boxes, stride, rule, foreground_weight, background_weight):
+    """(N, H, W) float32 mask weights of one level from the boxes that belong to it."""
+    weights = []
+    for image in range(shape[0]):
+        w = boxes[image].new_full(shape[2:], background_weight, dtype=torch.float32)
+        if ignore_boxes is not None:
+            w[rasterize_boxes(ignore_boxes[image], shape[2:], stride, rule=rule)] = 0
+        w[rasterize_boxes(boxes[image], shape[2:], stride, rule=rule)] = foreground_weight
+        weights.append(w)
+    return torch.stack(weights) if weights else torch.zeros(0, *shape[2:])
+
+
+def feature_imitation_loss(
+    student,
+    teacher,
+    *,
+    boxes=None,
+    strides=None,
+    ignore_boxes=None,
+    distance="mse",
+    foreground_weight=1.0,
+    background_weight=None,
+    assign="level",
+    rasterize="cells",
+    level_weights=None,
+    adapter=None,
+):
+    """Distance of two feature pyramids, over the whole maps or weighted by boxes.
+
+    .. math:: L = \\frac{1}{L} \\sum_l v_l
+              \\frac{\\sum_{n,i,j} w_{lnij}\\, d(A_l S_{lnij}, T_{lnij})}{\\sum_{n,i,j} w_{lnij}}
+
+    where :math:`d` compares the C_t channels of a cell:
+
+    - ``mse``: mean of (s - t)^2; so a level is sum(w (s - t)^2) / (C sum w)
+    - ``l1``: mean of abs(s - t)
+    - ``smooth_l1``: mean of (s - t)^2 / 2 where abs(s - t) < 1, else abs(s - t) - 1/2
+    - ``cosine``: 1 - s.t / (norm(s) norm(t)), one number a cell, so not divided by C
+    - ``pkd``: 1/2 MSE after each channel of each side is standardised over (N, H, W) of its level,
+      with the unbiased deviation + 1e-6; that is 1 - Pearson correlation up to (n - 1) / n
+      (PKD, arXiv 2207.02039). Whole maps only.
+
+    ``w`` is ``foreground_weight`` on cells under ``boxes``, 0 on cells that only ``ignore_boxes``
+    cover, ``background_weight`` elsewhere. Cells of weight 0 are not read, so a NaN in them is
+    harmless. A level without weight counts as 0 and stays in the mean over levels.
+
+    Args:
+        student (list[Tensor]): L maps (N, C_s, H_l, W_l), finest first; float16, bfloat16, float32
+            or float64.
+        teacher (list[Tensor]): L maps (N, C_t, H_l, W_l); another precision is welcome.
+        boxes (list[Tensor], optional): per image (R_n, 4) float32 XYXY in pixels of the padded
+            image.
+        strides (sequence of float, optional): pixels a cell of each level; needed with boxes.
+        ignore_boxes (list[Tensor], optional): as ``boxes``, and given to levels as they are.
+        distance (str): see above.
+        foreground_weight (float): weight of cells under boxes.
+        background_weight (float, optional): weight of the other cells; None is 0 with boxes and 1
+            without.
+        assign (str): ``level`` paints a box on its level only (:func:`assign_boxes_to_levels`),
+            ``all`` on every level.
+        rasterize (str): which cells a box covers (:func:`rasterize_boxes`).
+        level_weights (Tensor or list, optional): (L,) factors ``v`` of the levels.
+        adapter (optional): 1x1 adapter ``(weight (C_t, C_s), bias (C_t,) or None)`` for all levels,
+            or a list with one, or None, a level. Needed where the widths differ.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: levels, shapes or lists that do not fit, an unknown option, ``pkd`` with a mask.
+    """
+    _checks.paired_pyramids(student, teacher)
+    _checks.one_of("distance", distance, DISTANCES)
+    _checks.one_of("assign", assign, ("level", "all"))
+    _checks.one_of("rasterize", rasterize, RASTERIZE_RULES)
+    adapter = _checks.adapters(adapter, student, teacher)
+    for name, value in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
+        if value is not None:
+            _checks.box_lists(name, value, student[0])
+    if boxes is not None or ignore_boxes is not None:
+        strides = _checks.level_strides(strides, len(student))
+    if background_weight is None:
+        background_weight = 1.0 if boxes is None else 0.0
+    for name, value in (
+        ("foreground_weight", foreground_weight),
+        ("background_weight", background_weight),
+    ):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; give a finite number of at least 0.")
+    if level_weights is not None and len(level_weights) != len(student):
+        raise ValueError(
+            f"level_weights has {len(level_weights)} entries for {len(student)} levels; "
+            "give one each."
+        )
+    masked = boxes is not None or ignore_boxes is not None or background_weight == 0
+    if masked and distance == "pkd":
+        raise ValueError(
+            "distance is 'pkd', which standardises whole maps; leave boxes, ignore_boxes and "
+            "background_weight out."
+        )
+    if masked and boxes is None:
+        boxes = [student[0].new_zeros(0, 4, dtype=torch.float32)] * len(student[0])
+
+    def on_level(box_list, level):
+        if assign == "all" or box_list is None:
+            return box_list
+        return [b[assign_boxes_to_levels(b, strides) == level] for b in box_list]
+
+    dtype = _checks.loss_dtype(student[0])
+    losses = []
+    for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        s, t = s.to(dtype), t.detach().to(dtype)
+        if not masked:
+            s = _adapt(s, adapter[level], dim=1)
+            if s.numel() == 0:
+                losses.append(s.sum())
+            elif distance == "pkd":
+                losses.append(F.mse_loss(_standardize(s), _standardize(t)) / 2)
+            else:
+                losses.append(_distance(s, t, distance, dim=1).mean())
+            continue
+        weights = _cell_weights(
+            s.shape,
+            on_level(boxes, level),
+            on_level(ignore_boxes, level),
+            strides[level] if strides else 1.0,
+            rasterize,
+            foreground_weight,
+            background_weight,
+        ).to(s)
+        counted = weights > 0
+        s = _adapt(s.movedim(1, -1)[counted], adapter[level], dim=-1)
+        cells = _distance(s, t.movedim(1, -1)[counted], distance, dim=-1)
+        total = weights.sum()
+        losses.append((weights[counted] * cells).sum() / torch.where(total > 0, total, 1))
+    losses = torch.stack(losses)
+    if level_weights is not None:
+        losses = losses * torch.as_tensor(level_weights).detach().to(losses)
+    return losses.mean()
+
+
+# ---------------------------------------------------------------------------------------- RoIAlign
+def _axis_taps(position, length):
+    """The two cells and weights of a bilinear sample along one axis.
+
+    A sample more than one cell outside the map weighs 0; nearer ones are moved to the border.
+    """
+    inside = (position >= -1) & (position <= length)
+    position = position.clamp(0, length - 1)
+    low = position.floor()
+    high = (low + 1).clamp(max=length - 1)
+    upper = position - low
+    return (low.long(), high.long()), ((1 - upper) * inside, upper * inside)
+
+
+def _pool_level(features, boxes, images, stride, bins, sampling_ratio):
+    """RoIAlign of one level: (R, C, *bins) in the loss dtype.
+
+    A pooled bin is a weighted sum of few cells, so the level's cells are the rows of an embedding
+    table, the taps of a bin are one bag, and PyTorch's embedding_bag does the rest: no gathered
+    copy is stored, and bags of different length (adaptive sampling) go together.
+    """
+    _, channels, height, width = features.shape
+    rows, columns = bins
+    table = features.to(_checks.loss_dtype(features)).movedim(1, -1).reshape(-1, channels)
+    if len(table) == 0:
+        return table.sum() + table.new_zeros(len(boxes), channels, rows, columns)
+
+    usable = boxes.isfinite().all(1)
+    corners = torch.where(usable[:, None], boxes, 0).to(table.dtype) * (1 / stride) - 0.5
+    x1, y1, x2, y2 = corners.unbind(1)
+    bin_h, bin_w = (y2 - y1) / rows, (x2 - x1) / columns
+    if sampling_ratio > 0:
+        grid_h = grid_w = torch.full_like(images, sampling_ratio)
+    else:
+        grid_h, grid_w = (b.ceil().long().clamp(min=0) for b in (bin_h, bin_w))
+    samples = torch.where(usable, grid_h * grid_w, 0)
+
+    pooled = []
+    chunk = (samples * rows * columns).cumsum(0) // _SAMPLES_AT_ONCE
+    sizes = chunk.unique_consecutive(return_counts=True)[1].tolist() or [0]
+    for roi in torch.arange(len(boxes), device=boxes.device).split(sizes):
+        per_bin = samples[roi].repeat_interleave(rows * columns)
+        count = samples[roi] * rows * columns
+        r = roi.repeat_interleave(count)
+        # Number of the sample within its box, read as (bin row, bin column, grid row, grid column).
+        k = torch.arange(len(r), device=r.device)
+        k = k - (count.cumsum(0) - count).repeat_interleave(count)
+        k, grid_x = k // grid_w[r], k % grid_w[r]
+        k, grid_y = k // grid_h[r], k % grid_h[r]
+        y = y1[r] + k // columns * bin_h[r] + (grid_y + 0.5) * bin_h[r] / grid_h[r]
+        x = x1[r] + k % columns * bin_w[r] + (grid_x + 0.5) * bin_w[r] / grid_w[r]
+        y_cells, y_weights = _axis_taps(y, height)
+        x_cells, x_weights = _axis_taps(x, width)
+        first = images[r] * height
+        cells = torch.stack([(first + v) * width + h for v in y_cells for h in x_cells], 1)
+        weights = torch.stack([v * h for v in y_weights for h in x_weights], 1) / samples[r, None]
+        pooled.append(
+            F.embedding_bag(
+                cells.flatten(),
+                table,
+                (per_bin.cumsum(0) - per_bin) * 4,
+                mode="sum",
+                per_sample_weights=weights.flatten(),
+            )
+        )
+    return torch.cat(pooled).view(-1, rows, columns, channels).movedim(-1, 1)
+
+
+def _pool(features, boxes, strides, bins, sampling_ratio):
+    """Pool every box from its level.
+
+    Returns:
+        list[Tensor]: per level (R_l, C, *bins), and (R,) int64, where each row of their
+        concatenation belongs in image-major box order.
+    """
+    device = features[0].device
+    sizes = torch.tensor([len(b) for b in boxes], dtype=torch.long, device=device)
+    images = torch.arange(len(boxes), device=device).repeat_interleave(sizes)
+    if boxes:
+        boxes = torch.cat([b.detach() for b in boxes])
+    else:
+        boxes = torch.zeros(0, 4, device=device)
+    level = assign_boxes_to_levels(boxes, strides)
+    rows = [(level == i).nonzero().squeeze(1) for i in range(len(strides))]
+    pooled = [
+        _pool_level(f, boxes[r], images[r], s, bins, sampling_ratio)
+        for f, r, s in zip(features, rows, strides, strict=True)
+    ]
+    return pooled, torch.cat(rows)
+
+
+def multilevel_roi_align(features, boxes, *, strides, output_size=7, sampling_ratio=0):
+    """RoIAlign of every box from its own level of a feature pyramid, in one call.
+
+    A bin is the mean of bilinear samples on a regular grid inside it; coordinates are shifted by
+    half a cell (``aligned=True`` of torchvision). Samples more than one cell outside the map are 0,
+    nearer ones take the border's value. The same numbers as Detectron2's ``ROIPooler`` with
+    ``ROIAlignV2``, but boxes keep float32 coordinates whatever the precision of the features.
+
+    Args:
+        features (list[Tensor]): L maps (N, C, H_l, W_l), finest first; float16, bfloat16, float32
+            or float64.
+        boxes (list[Tensor]): per image (R_n, 4) float32 XYXY in pixels of the padded image. A box
+            with NaN or infinity pools to 0.
+        strides (sequence of float): pixels a cell of each level.
+        output_size (int or tuple[int, int]): bins a side, or (rows, columns).
+        sampling_ratio (int): samples a bin and axis; 0 takes ceil(box / bins), at least none.
+
+    Returns:
+        Tensor: (R, C, rows, columns) in the features' dtype, rows in image-major box order; sums
+        are taken in float32 (float64 for float64).
+
+    Raises:
+        ValueError: levels, shapes or lists that do not fit.
+
+    Source: Mask R-CNN (arXiv 1703.06870); :func:`assign_boxes_to_levels` for the levels.
+    """
+    _checks.pyramid("features", features)
+    _checks.same_channels("features", features)
+    strides = _checks.level_strides(strides, len(features))
+    _checks.box_lists("boxes", boxes, features[0])
+    pooled, order = _pool(features, boxes, strides, _checks.bins(output_size), sampling_ratio)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(pooled)[back].to(features[0].dtype)
+
+
+def roi_distillation_loss(
+    student,
+    teacher,
+    boxes,
+    *,
+    strides,
+    output_size=7,
+    sampling_ratio=0,
+    distance="mse",
+    adapter=None,
+):
+    """Distance of the RoI-aligned features of two pyramids on the same boxes.
+
+    .. math:: L = \\frac{1}{R P Q} \\sum_{r,p,q}
+              d\\left(A\\,\\mathrm{RoIAlign}(S, b_r)_{pq},\\ \\mathrm{RoIAlign}(T, b_r)_{pq}\\right)
+
+    with the distances ``mse``, ``l1``, ``smooth_l1`` and ``cosine`` over the channels of
+    :func:`feature_imitation_loss` (so ``mse`` is the mean over R, C and bins) and the pooling of
+    :func:`multilevel_roi_align`. 0 boxes give 0.
+
+    Args:
+        student (list[Tensor]): L maps (N, C_s, H_l, W_l), finest first.
+        teacher (list[Tensor]): L maps (N, C_t, H_l, W_l); another precision is welcome.
+        boxes (list[Tensor]): per image (R_n, 4) float32 XYXY in pixels of the padded image.
+        strides (sequence of float): pixels a cell of each level.
+        output_size (int or tuple[int, int]): bins a side, or (rows, columns).
+        sampling_ratio (int): samples a bin and axis; 0 is adaptive.
+        distance (str): ``mse`` | ``l1`` | ``smooth_l1`` | ``cosine``.
+        adapter (optional): applied to the pooled values; see :func:`feature_imitation_loss`.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: levels, shapes or lists that do not fit, an unknown option.
+
+    Source: the region hierarchy of HKD (arXiv 1909.09325) and Mimic (CVPR 2017), which differ in
+    the boxes.
+    """
+    _checks.paired_pyramids(student, teacher)
+    _checks.same_channels("student", student)
+    _checks.same_channels("teacher", teacher)
+    _checks.one_of("distance", distance, DISTANCES[:-1])
+    adapter = _checks.adapters(adapter, student, teacher)
+    strides = _checks.level_strides(strides, len(student))
+    _checks.box_lists("boxes", boxes, student[0])
+    bins = _checks.bins(output_size)
+    pooled, _ = _pool(student, boxes, strides, bins, sampling_ratio)
+    with torch.no_grad():
+        targets, _ = _pool(teacher, boxes, strides, bins, sampling_ratio)
+    total = sum(
+        _distance(_adapt(s, a, dim=1), t.to(s.dtype), distance, dim=1).sum()
+        for s, t, a in zip(pooled, targets, adapter, strict=True)
+    )
+    return total / max(sum(len(b) for b in boxes) * bins[0] * bins[1], 1)
+
+
+# ------------------------------------------------------------------------------------------ logits
+def kl_distillation_loss(
+    student_logits, teacher_logits, *, temperature=1.0, weights=None, activation="softmax"
+):
+    """Temperature-scaled KL divergence of the teacher's classes from the student's.
+
+    .. math:: L = \\frac{\\sum_r w_r\\, T^2 \\sum_k \\mathrm{KL}_{rk}}{\\max(\\sum_r w_r, 1)}
+
+    - ``softmax``: KL_k = q_k (ln q_k - ln p_k) with p, q = softmax(logits / T)
+    - ``sigmoid``: KL_k = q_k ln(q_k / p_k) + (1 - q_k) ln((1 - q_k) / (1 - p_k)), one Bernoulli
+      variable a class
+
+    A class that the teacher excludes (a logit of minus infinity) contributes 0.
+
+    Args:
+        student_logits (Tensor): (..., K), classes last; float16, bfloat16, float32 or float64.
+        teacher_logits (Tensor): (..., K); another precision is welcome.
+        temperature (float): T.
+        weights (Tensor, optional): (...) weights of the rows, at least 0; None weighs each 1, so
+            the loss is the mean over rows.
+        activation (str): ``softmax`` | ``sigmoid``.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: shapes that do not fit, a temperature of 0 or less, an unknown activation.
+
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531).
+    """
+    _checks.logits_and_weights(student_logits, teacher_logits, weights)
+    _checks.positive("temperature", temperature)
+    _checks.one_of("activation", activation, ("softmax", "sigmoid"))
+    dtype = _checks.loss_dtype(student_logits)
+    s = student_logits.to(dtype) / temperature
+    t = teacher_logits.detach().to(dtype) / temperature
+    if activation == "softmax":
+        kl = _expected_log_ratio(t.log_softmax(-1), s.log_softmax(-1))
+    else:
+        kl = _expected_log_ratio(F.logsigmoid(t), F.logsigmoid(s))
+        kl = kl + _expected_log_ratio(F.logsigmoid(-t), F.logsigmoid(-s))
+    rows = temperature**2 * kl.sum(-1)
+    if weights is None:
+        return rows.sum() / max(rows.numel(), 1)
+    weights = weights.detach().to(dtype)
+    return (weights * rows).sum() / weights.sum().clamp(min=1)
+
+
+def _expected_log_ratio(log_q, log_p):
+    """q (ln q - ln p), 0 where q is 0; a NaN passes through."""
+    q = log_q.exp()
+    return torch.where(q == 0, 0, q * (log_q - log_p))
+
+
+def adaptive_distillation_loss(
+    student_logits,
+    teacher_probs,
+    *,
+    gamma=2.0,
+    alpha=0.5,
+    beta_c=0.0,
+    theta=1.8,
+    outer="bce",
+    ignore=None,
+    normalizer="theta",
+):
+    """Adaptive distillation loss of dense sigmoid classifiers (SAD, arXiv 1901.00366).
+
+    For a student logit x with p = sigmoid(x), a teacher probability q and
+    H(q) = -q ln q - (1 - q) ln(1 - q):
+
+    .. math::
+        D &= -q \\ln p - (1 - q) \\ln(1 - p) - \\beta_c H(q) \\\\
+        A &= 1 - e^{-\\max(D, 0)} \\\\
+        \\ell_{bce} &= -A^\\gamma (\\alpha\\, q \\ln p + (1 - \\alpha)(1 - q) \\ln(1 - p)) \\\\
+        \\ell_{kl} &= A^\\gamma\\, \\mathrm{KL}(q \\| p)
+
+        L = \\sum \\ell / \\max(1, \\sum q^\\theta)
+
+    ``outer="bce"`` is the released code (Tangshitao/Semi-supervised-Adaptive-Distillation), where
+    ``beta_c=0`` is its default; ``outer="kl"`` is the form of the paper, whose beta is
+    ``1 - beta_c`` and which has no ``alpha``. The gradient flows through A as well.
+
+    Args:
+        student_logits (Tensor or list[Tensor]): any shape, for example one tensor a level.
+        teacher_probs (Tensor or list[Tensor]): probabilities in [0, 1] of the same shapes.
+        gamma (float): focusing exponent, at least 0.
+        alpha (float): balance of the two classes.
+        beta_c (float): share of the teacher's entropy that is taken off; 0 keeps all of it.
+        theta (float): exponent of the normaliser.
+        outer (str): ``bce`` | ``kl``, the factor that A weighs.
+        ignore (Tensor or list[Tensor], optional): bool of the same shapes; True drops an element
+            from the sum of losses. The normaliser counts every element, as released.
+        normalizer (str, optional): ``theta``, or None for the plain sum.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: lists or shapes that do not fit, an unknown option.
+    """
+    _checks.one_of("outer", outer, ("bce", "kl"))
+    _checks.one_of("normalizer", normalizer, ("theta", None))
+    if gamma < 0:
+        raise ValueError(f"gamma is {gamma}; give a number of at least 0.")
+    logits = _checks.tensors("student_logits", student_logits)
+    probs = _checks.tensors("teacher_probs", teacher_probs, like=logits)
+    ignored = [None] * len(logits)
+    if ignore is not None:
+        ignored = _checks.tensors("ignore", ignore, like=logits, dtype=torch.bool)
+
+    dtype = _checks.loss_dtype(logits[0])
+    total, mass = 0.0, 0.0
+    for x, q, skip in zip(logits, probs, ignored, strict=True):
+        x, q = x.to(dtype), q.detach().to(dtype)
+        mass = mass + q.pow(theta).sum()
+        if skip is not None:
+            x, q = x[~skip], q[~skip]
+        # ln p = -softplus(-x) and ln(1 - p) = -softplus(x) keep their digits at both ends.
+        positive, negative = q * F.softplus(-x), (1 - q) * F.softplus(x)
+        cross_entropy = positive + negative
+        entropy = -torch.xlogy(q, q) - torch.xlogy(1 - q, 1 - q)
+        excess = (cross_entropy - beta_c * entropy).clamp(min=0)
+        focus = -torch.expm1(-excess)
+        # A power below 1 has an infinite slope at 0, which autograd would turn into NaN.
+        focus = torch.where(focus > 0, torch.where(focus > 0, focus, 1).pow(gamma), 0)
+        if outer == "bce":
+            losses = focus * (alpha * positive + (1 - alpha) * negative)
+        else:
+            losses = focus * (cross_entropy - entropy)
+        total = total + losses.sum()
+    return total if normalizer is None else total / mass.clamp(min=1)
+
+
+def bounded_regression_loss(
+    student_deltas, teacher_deltas, target_deltas, *, margin=0.01, normalizer=None
+):
+    """Box regression that is bounded by the teacher's error (Chen et al., NIPS 2017).
+
+    .. math:: L = \\frac{1}{Z} \\sum_r \\|s_r - y_r\\|^2\\,
+              \\mathbb{1}[\\|s_r - y_r\\|^2 + m > \\|t_r - y_r\\|^2]
+
+    A box counts while the student's squared error plus the margin exceeds the teacher's.
+
+    Args:
+        student_deltas (Tensor): (R, D) box deltas.
+        teacher_deltas (Tensor): (R, D), of the same boxes.
+        target_deltas (Tensor): (R, D), ground truth of the same boxes.
+        margin (float): m, in squared units of the deltas.
+        normalizer (float or Tensor, optional): Z, clamped to at least 1; None is R. Detectron2
+            divides its box loss by all sampled boxes, so pass that number with the rows of the
+            foreground boxes.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    _checks.floating("student_deltas", student_deltas)
+    _checks.same_shape("student_deltas", student_deltas, "teacher_deltas", teacher_deltas)
+    _checks.same_shape("student_deltas", student_deltas, "target_deltas", target_deltas)
+    if student_deltas.dim() != 2:
+        raise ValueError(f"student_deltas is {tuple(student_deltas.shape)}; give (R, D).")
+    dtype = _checks.loss_dtype(student_deltas)
+    target = target_deltas.detach().to(dtype)
+    student_error = (student_deltas.to(dtype) - target).square().sum(1)
+    teacher_error = (teacher_deltas.detach().to(dtype) - target).square().sum(1)
+    loss = torch.where(student_error + margin > teacher_error, student_error, 0).sum()
+    if normalizer is None:
+        normalizer = len(student_deltas)
+    if isinstance(normalizer, torch.Tensor):
+        return loss / normalizer.detach().clamp(min=1)
+    return loss / max(normalizer, 1)

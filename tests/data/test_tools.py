@@ -1,0 +1,100 @@
+"""The command lines tools/prepare_citypersons.py and tools/split_coco.py."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    return runpy.run_path(str(TOOLS / "prepare_citypersons.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def split():
+    return runpy.run_path(str(TOOLS / "split_coco.py"))["main"]
+
+
+def test_prepare_reports_every_form(prepare, write_citypersons, capsys):
+    root = write_citypersons("mat", "coco")
+    assert prepare(["--root", str(root), "--splits", "val"]) == 0
+    out = capsys.readouterr().out
+    assert "val: cityscapes: missing" in out
+    assert out.count("images            3  DIFFERS from the published 500") == 2
+    assert out.count("positives         2  DIFFERS from the published 2549") == 2
+    assert "val: images found: 3 of 3" in out
+    assert prepare(["--root", str(root)]) == 1  # nothing of train
+    assert "train: UNUSABLE: no annotations" in capsys.readouterr().out
+
+
+def test_prepare_finds_what_is_unusable(prepare, write_citypersons, capsys, tmp_path):
+    root = write_citypersons("mat", "coco")
+    arguments = ["--root", str(root), "--splits", "val"]
+    next(root.glob("leftImg8bit/val/ulm/*.png")).unlink()
+    assert prepare(arguments) == 1
+    out = capsys.readouterr().out
+    assert "images found: 2 of 3" in out and "the first is" in out and "ulm_000002" in out
+    (root / "annotations" / "anno_val.mat").write_bytes(b"")
+    assert prepare(arguments) == 1
+    assert "val: UNUSABLE: the first form found is damaged" in capsys.readouterr().out
+    assert prepare(["--root", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_prepare_writes_coco(prepare, write_citypersons, capsys):
+    root = write_citypersons("coco")
+    path = root / "annotations" / "val_gt.json"
+    expected = json.loads(path.read_text())
+    path.unlink()
+    write_citypersons("cityscapes")
+    arguments = ["--root", str(root), "--splits", "val", "--write-coco"]
+    assert prepare(arguments) == 0
+    written = json.loads(path.read_text())
+    assert written["annotations"] == expected["annotations"]
+    assert written["images"] == expected["images"]
+    path.write_text("mine")
+    assert prepare(arguments) == 0
+    assert path.read_text() == "mine" and "left alone" in capsys.readouterr().out
+
+
+@pytest.fixture
+def video_file(tmp_path):
+    names = ["s1/a.jpg", "s1/b.jpg", "s10/a.jpg", "s2/img/a.jpg"]
+    size = {"height": 9, "width": 9}
+    content = {
+        "info": "kept",
+        "categories": [{"id": 1, "name": "pedestrian"}],
+        "images": [{"id": i, "file_name": name, **size} for i, name in enumerate(names, start=4)],
+        "annotations": [
+            {"id": i, "image_id": 4 + i % 4, "category_id": 1, "bbox": [0, 0, 5, 5]}
+            for i in range(8)
+        ],
+    }
+    path = tmp_path / "video.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_split_by_folder(split, video_file, tmp_path):
+    out = tmp_path / "part.json"
+    split([str(video_file), "--by-folder", "s1", "s2/", "--out", str(out)])
+    part = json.loads(out.read_text())
+    assert [image["id"] for image in part["images"]] == [4, 5, 7]  # not s10
+    assert [row["id"] for row in part["annotations"]] == [0, 1, 3, 4, 5, 7]
+    assert part["info"] == "kept" and part["categories"][0]["name"] == "pedestrian"
+
+
+def test_split_refuses(split, video_file, tmp_path, capsys):
+    out = tmp_path / "part.json"
+    with pytest.raises(SystemExit):
+        split([str(video_file), "--by-folder", "s1", "s3", "--out", str(out)])
+    assert "video.json: no image lies in s3" in capsys.readouterr().err
+    video_file.write_text("{}")
+    with pytest.raises(SystemExit):
+        split([str(video_file), "--by-folder", "s1", "--out", str(out)])
+    assert "video.json: no COCO annotation file" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,122 @@
+"""The command line tools/evaluate_miss_rate.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hkd_d2.evaluation.miss_rate import SETUPS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# 10 images, four people of height 60, one of them 30 % visible. Detections by score: found, false
+# positive, found. Reasonable (3 people): misses 2/3 under FPPI 0.1, 1/3 from 0.1 on.
+BOX = [100, 100, 25, 60]
+GROUND_TRUTH = {
+    "images": [{"id": image} for image in range(10)],
+    "categories": [{"id": 1, "name": "pedestrian"}],
+    "annotations": [
+        {
+            "id": image,
+            "image_id": image,
+            "category_id": 1,
+            "bbox": BOX,
+            "height": 60,
+            "vis_ratio": 0.3 if image == 3 else 1.0,
+            "ignore": 0,
+        }
+        for image in range(4)
+    ],
+}
+DETECTIONS = [
+    {"image_id": image, "category_id": 1, "bbox": BOX, "score": score}
+    for image, score in ((0, 0.9), (9, 0.8), (1, 0.7))
+]
+REASONABLE = 100 * ((2 / 3) ** 4 * (1 / 3) ** 5) ** (1 / 9)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "gt.json").write_text(json.dumps(GROUND_TRUTH))
+    (tmp_path / "found.json").write_text(json.dumps(DETECTIONS))
+    (tmp_path / "broken.json").write_text("[")
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "tools" / "evaluate_miss_rate.py"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_json_alone_on_stdout(run):
+    done = run("gt.json", "found.json", "--json")
+    assert done.returncode == 0, done.stderr
+    percent = json.loads(done.stdout)
+    assert list(percent) == list(SETUPS)
+    assert percent["Reasonable"] == pytest.approx(REASONABLE, rel=1e-14)
+    assert percent["Reasonable_occ=heavy"] == 100
+    assert percent["large"] == -100
+    assert "10 images" in done.stderr  # the rule for missing points matters on so few
+
+
+def test_table(run):
+    done = run("gt.json", "found.json", "--setups", "Reasonable", "heavy")
+    assert done.returncode == 0, done.stderr
+    first, second, *table = done.stdout.splitlines()
+    assert first == "found.json: 3 detections, 10 images"
+    assert second == "missing reference points: official"
+    assert [line.split() for line in table[1:]] == [
+        ["setup", "height", "visibility", "boxes", "MR^-2", "%"],
+        ["Reasonable", ">=", "50", ">=", "0.65", "3", f"{REASONABLE:.2f}"],
+        ["heavy", ">=", "50", "0", "to", "0.65", "1", "100.00"],
+    ]
+
+
+def test_missing_point_rule(run, tmp_path):
+    # a false positive first: the four reference values under 0.1 have no operating point
+    scores = (0.7, 0.8, 0.6)
+    rows = [row | {"score": score} for row, score in zip(DETECTIONS, scores, strict=True)]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    arguments = ("gt.json", "found.json", "--json", "--setups", "Reasonable")
+    rate = json.loads(run(*arguments).stdout)["Reasonable"]
+    assert rate == pytest.approx(100 / 3, rel=1e-14)
+    rate = json.loads(run(*arguments, "--missing-point", "matlab").stdout)["Reasonable"]
+    assert rate == pytest.approx(100 * (1 / 3) ** (5 / 9), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gt.json", "nowhere.json"), "nowhere.json does not exist"),
+        (("gt.json", "broken.json"), "broken.json is not valid JSON"),
+        (("found.json", "gt.json"), "found.json holds a list"),
+        (("gt.json", "found.json", "--setups", "Most"), "setup 'Most' is unknown"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(run, arguments, message):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("evaluate_miss_rate: ") and done.stderr.count("\n") == 1
+
+
+def test_needs_neither_torch_nor_detectron2():
+    code = (
+        "import sys; sys.modules.update(torch=None, detectron2=None, pycocotools=None); "
+        "import hkd_d2.evaluation as e; print(e.evaluate_miss_rate.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "evaluate_miss_rate", done.stderr

@@ -1,0 +1,291 @@
+"""HKDDetector: neutrality, the teacher as a guest, aligned boxes and anchors."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from small_detectors import make_batch, save_teacher, small_config
+
+from hkd_d2.distillation.term import DENSE, PREDICTIONS, PROPOSALS
+from hkd_d2.engine.solver import build_optimizer
+from hkd_d2.modeling import two_stage
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
+
+
+def steps(model, batches, lr=0.01):
+    """Train with plain SGD; returns the losses, gradients and random state of each step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    torch.manual_seed(1)
+    record = []
+    with EventStorage(0) as storage:
+        for batch in batches:
+            losses = model(copy.deepcopy(batch))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            student = getattr(model, "student", model)
+            record.append(
+                (
+                    {k: v.detach().clone() for k, v in losses.items()},
+                    {n: p.grad.clone() for n, p in student.named_parameters()},
+                    torch.get_rng_state(),
+                )
+            )
+            optimizer.step()
+            storage.step()
+    return record, storage
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_weights_zero_equal_plain_detectron2_bit_for_bit(student_cfg, hkd_cfg, build, ignore):
+    for cfg in (student_cfg, hkd_cfg):
+        if ignore:
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "IgnoreAwareRPN"
+            cfg.MODEL.ROI_HEADS.NAME = "IgnoreAwareROIHeads"
+    for name in ("PYRAMID", "REGION", "LOGIT"):
+        hkd_cfg.HKD[name].WEIGHT = 0.0
+    batches = [make_batch(ignore, seed=s) for s in range(3)]
+    plain, distilled = build(student_cfg), build(hkd_cfg)
+    after_build = torch.get_rng_state()
+    build(student_cfg)
+    assert torch.equal(after_build, torch.get_rng_state())
+
+    expected, _ = steps(plain, batches)
+    found, storage = steps(distilled, batches)
+    for (losses, grads, state), (losses0, grads0, state0) in zip(found, expected, strict=True):
+        assert set(losses) - set(losses0) == {f"loss_hkd_{n}" for n in hkd_cfg.HKD.TERMS}
+        for name, loss in losses0.items():
+            assert torch.equal(losses[name], loss), name
+        for name, grad in grads0.items():
+            assert torch.equal(grads[name], grad), name
+        assert torch.equal(state, state0)
+    # The terms did run: weight 0 is not an excuse to skip them.
+    for name in hkd_cfg.HKD.TERMS:
+        assert storage.history(f"hkd/{name}_raw").latest() > 1e-6
+        assert storage.history(f"hkd/{name}_weight").latest() == 0
+    state, state0 = distilled.state_dict(), plain.state_dict()
+    assert list(state) == list(state0)
+    assert all(torch.equal(state[k], state0[k]) for k in state0)
+
+
+def test_distilled_checkpoint_serves_the_plain_config(student_cfg, hkd_cfg, build, tmp_path):
+    distilled = build(hkd_cfg)
+    steps(distilled, [make_batch(seed=s) for s in range(2)], lr=1e-4)
+    StudentCheckpointer(distilled, str(tmp_path)).save("model_final")
+    file = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    plain = build_model(student_cfg)
+    assert list(file["model"]) == list(plain.state_dict())
+    assert {k.split(".")[0] for k in file["hkd"]} == {"pyramid", "region", "logit"}
+
+    DetectionCheckpointer(plain).load(str(tmp_path / "model_final.pth"))
+    distilled.eval()
+    plain.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(distilled(make_batch()), plain(make_batch()), strict=True):
+            ours, theirs = ours["instances"], theirs["instances"]
+            assert len(ours) > 0
+            assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+            assert torch.equal(ours.scores, theirs.scores)
+
+
+def test_teacher_is_a_guest(hkd_cfg, build):
+    model = build(hkd_cfg)
+    teacher = model.teacher.model
+    theirs = {id(p) for p in [*teacher.parameters(), *teacher.buffers()]}
+    assert not theirs & {id(p) for p in [*model.parameters(), *model.buffers()]}
+    assert not any(id(m) in {id(x) for x in model.modules()} for m in teacher.modules())
+    held = {id(p) for g in build_optimizer(hkd_cfg, model).param_groups for p in g["params"]}
+    assert not theirs & held and held == {id(p) for p in model.parameters()}
+    assert set(model.state_dict()) == set(model.student.state_dict())
+
+    model.train()
+    assert not any(m.training for m in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    steps(model, [make_batch()])
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+    assert copy.deepcopy(model).teacher is model.teacher
+    model.double()
+    assert next(teacher.parameters()).dtype == torch.float64
+
+
+def test_teacher_sees_its_own_normalisation_and_channel_order(hkd_cfg, build, tmp_path):
+    cfg = small_config(channels=32, hidden=40, width=0.5)
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [120.0, 110.0, 100.0]
+    cfg.MODEL.PIXEL_STD = [60.0, 57.0, 55.0]
+    hkd_cfg.HKD.TEACHER.CONFIG_FILE, hkd_cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)
+    model = build(hkd_cfg)  # BGR, std 1
+    batch = make_batch(sizes=((64, 96), (50, 70)))
+    padded = model.student.preprocess_image(batch).tensor.shape[-2:]
+    found = model.teacher.features(batch, tuple(padded))
+
+    alone = model.teacher.model
+    own = [{**x, "image": x["image"].flip(0)} for x in batch]  # what its own loader would give
+    images = alone.preprocess_image(own)
+    assert torch.equal(found.images.tensor, images.tensor)
+    assert found.images.image_sizes == images.image_sizes
+    with torch.no_grad():
+        expected = alone.backbone(images.tensor)
+    assert all(torch.equal(found.features[k], v) for k, v in expected.items())
+
+
+def test_dense_outputs_and_labels_share_the_anchor_order(hkd_cfg, build):
+    """Write a distinct value into every (image, level, y, x, anchor) and read it back by anchor."""
+    model = build(hkd_cfg)
+    batch = make_batch()
+    student = model.student
+    images = student.preprocess_image(batch)
+    padded = tuple(images.tensor.shape[-2:])
+    teacher_pass = model.teacher.features(batch, padded)
+    for detector, features in [
+        (student, student.backbone(images.tensor)),
+        (model.teacher.model, teacher_pass.features),
+    ]:
+        rpn = detector.proposal_generator
+        num_anchors = rpn.anchor_generator.num_anchors[0]
+        assert num_anchors > 1
+
+        class NumberedHead(torch.nn.Module):
+            def forward(self, maps, num_anchors=num_anchors):
+                logits, deltas = [], []
+                for level, x in enumerate(maps):
+                    n, _, height, width = x.shape
+                    grid = torch.stack(
+                        torch.meshgrid(
+                            torch.arange(n),
+                            torch.arange(num_anchors),
+                            torch.arange(height),
+                            torch.arange(width),
+                            indexing="ij",
+                        )
+                    ).double()
+                    image, anchor, y, x = grid
+                    value = (((level * 10 + image) * 100 + y) * 100 + x) * 10 + anchor
+                    logits.append(value)  # (N, A, H, W)
+                    four = torch.stack([value * 4 + k for k in range(4)], dim=2)
+                    deltas.append(four.flatten(1, 2))  # (N, A * 4, H, W)
+                return logits, deltas
+
+        rpn.rpn_head = NumberedHead()
+        dense = two_stage.dense_stage(rpn, features)
+        generator = rpn.anchor_generator
+        for level, (logits, deltas, anchors) in enumerate(
+            zip(dense.logits, dense.deltas, dense.anchors, strict=True)
+        ):
+            assert len(logits) == 2 and logits.shape[1] == len(anchors)
+            stride = generator.strides[level]
+            centres = anchors.get_centers()
+            shapes = anchors.tensor[:, 2:] - anchors.tensor[:, :2]
+            cell = list(generator.cell_anchors)[level]
+            cells = cell[:, 2:] - cell[:, :2]
+            for image in range(2):
+                for i in range(len(anchors)):
+                    x, y = (centres[i] / stride).round().int().tolist()
+                    a = int((cells - shapes[i]).abs().sum(1).argmin())
+                    value = (((level * 10 + image) * 100 + y) * 100 + x) * 10 + a
+                    assert logits[image, i] == value
+                    assert deltas[image, i].tolist() == [value * 4 + k for k in range(4)]
+
+
+def test_both_networks_look_at_the_students_sampled_boxes(hkd_cfg, build):
+    """Teacher = student and same boxes: every region-level difference is 0."""
+    model = build(hkd_cfg)
+    twin = copy.deepcopy(model.student).eval()
+    model.teacher.model = twin
+    seen = {}
+    original = model.terms["logit"].forward
+
+    def spy(student, teacher, targets):
+        seen["student"], seen["teacher"] = student, teacher
+        return student.regions.hidden.sum() * 0
+
+    model.terms["logit"].forward = spy
+    model.terms["region"].forward = lambda *a: torch.zeros(())
+    model.terms["pyramid"].forward = lambda *a: torch.zeros(())
+    with EventStorage(0):
+        model(make_batch())
+    student, teacher = seen["student"].regions, seen["teacher"].regions
+    assert len(student.pooled) == sum(len(x) for x in seen["student"].sampled) > 8
+    assert torch.equal(student.pooled, teacher.pooled)
+    assert torch.equal(student.class_logits, teacher.class_logits)
+    assert torch.equal(student.deltas, teacher.deltas)
+    assert original is not spy
+
+
+def test_the_teacher_goes_only_as_deep_as_the_terms_need(hkd_cfg, build):
+    hkd_cfg.HKD.TERMS = ["pyramid"]
+    model = build(hkd_cfg)
+    teacher = model.teacher.model
+    ran = []
+    for name, module in [
+        ("rpn", teacher.proposal_generator.rpn_head),
+        ("pooler", teacher.roi_heads.box_pooler),
+        ("head", teacher.roi_heads.box_head),
+    ]:
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    with EventStorage(0):
+        model(make_batch())
+    assert ran == []
+
+    batch = make_batch()
+    padded = tuple(model.student.preprocess_image(batch).tensor.shape[-2:])
+    boxes = [x["instances"].gt_boxes for x in batch]
+    teacher_pass = model.teacher.features(batch, padded)
+    model.teacher.advance(teacher_pass, boxes, frozenset({DENSE}))
+    assert ran == ["rpn"] and teacher_pass.proposals is None
+    model.teacher.advance(teacher_pass, boxes, frozenset({PROPOSALS, PREDICTIONS}))
+    assert ran[1:] == ["rpn", "pooler", "head"]
+    assert len(teacher_pass.proposals) == 2
+    assert teacher_pass.regions.deltas.shape == (4, 4)
+
+
+def test_the_students_box_branch_runs_once(hkd_cfg, build):
+    model = build(hkd_cfg)
+    ran = []
+    heads = model.student.roi_heads
+    for module in (heads.box_pooler, heads.box_head, heads.box_predictor):
+        module.register_forward_hook(lambda m, *_: ran.append(type(m).__name__))
+    with EventStorage(0):
+        model(make_batch())
+    assert ran == ["ROIPooler", "FastRCNNConvFCHead", "FastRCNNOutputLayers"]
+
+
+def test_gradient_shares_add_up(hkd_cfg, build):
+    hkd_cfg.HKD.GRADIENT_SHARE_PERIOD = 1
+    model = build(hkd_cfg)
+    _, storage = steps(model, [make_batch()])
+    shares = {
+        k.split("/")[1]: v[0]
+        for k, v in storage.latest().items()
+        if k.startswith("hkd_gradient_share/")
+    }
+    assert set(shares) >= {"loss_cls", "loss_rpn_cls", "loss_hkd_pyramid", "loss_hkd_logit"}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["loss_hkd_pyramid"] > 0
+
+
+def test_images_without_boxes_train(hkd_cfg, build):
+    model = build(hkd_cfg)
+    batch = make_batch()
+    for record in batch:
+        record["instances"] = record["instances"][:0]
+    record, _ = steps(model, [batch])
+    assert all(torch.isfinite(loss) for loss in record[0][0].values())
+
+
+def test_unsupported_students_are_refused(hkd_cfg):
+    hkd_cfg.HKD.STUDENT.META_ARCHITECTURE = "RetinaNet"
+    for name in ("RetinaNet", "HKDDetector", "NoSuchDetector"):
+        hkd_cfg.HKD.STUDENT.META_ARCHITECTURE = name
+        with pytest.raises(ValueError, match=f"HKD.STUDENT.META_ARCHITECTURE is '{name}'"):
+            build_model(hkd_cfg)
+    hkd_cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    hkd_cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    hkd_cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS = ((10.0, 10.0, 5.0, 5.0),) * 3
+    with pytest.raises(ValueError, match="student has CascadeROIHeads"):
+        build_model(hkd_cfg)

@@ -1,0 +1,97 @@
+"""Loading a teacher: what is wrong is said in one sentence before anything is trained."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from small_detectors import small_config
+
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
+
+
+@pytest.mark.parametrize(
+    "key, value, error, sentence",
+    [
+        ("CONFIG_FILE", "", FileNotFoundError, "HKD.TEACHER.CONFIG_FILE is empty"),
+        ("CONFIG_FILE", "no.yaml", FileNotFoundError, "'no.yaml' is neither in"),
+        ("WEIGHTS", "", FileNotFoundError, "HKD.TEACHER.WEIGHTS is empty"),
+        ("WEIGHTS", "no.pth", FileNotFoundError, "'no.pth' does not exist"),
+        ("PRECISION", "int8", ValueError, "HKD.TEACHER.PRECISION is 'int8'"),
+    ],
+)
+def test_wrong_keys(hkd_cfg, key, value, error, sentence):
+    hkd_cfg.HKD.TEACHER[key] = value
+    with pytest.raises(error, match=sentence):
+        build_model(hkd_cfg)
+
+
+def test_weights_of_another_architecture(hkd_cfg, tmp_path):
+    def refused(state, sentence):
+        torch.save({"model": state}, tmp_path / "other.pth")
+        hkd_cfg.HKD.TEACHER.WEIGHTS = str(tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=sentence):
+            build_model(hkd_cfg)
+
+    good = torch.load(hkd_cfg.HKD.TEACHER.WEIGHTS, weights_only=True)["model"]
+    refused(
+        {k: v for k, v in good.items() if "cls_score" not in k},
+        r"2 keys of the model are missing, 'roi_heads.box_predictor.cls_score.weight'",
+    )
+    refused(build_model(small_config()).state_dict(), r"has shape .* in the file and .* in the model")
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    (tmp_path / "empty.pth").write_text("")
+    for name in ("text.pth", "empty.pth"):
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+            StudentCheckpointer(model).load(str(tmp_path / name))
+
+
+class _Harmful:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_no_code_runs_from_a_file(tmp_path, capsys):
+    model = torch.nn.Linear(2, 2)
+    for name, save in [("x.pth", torch.save), ("x.pkl", lambda o, f: pickle.dump(o, f.open("wb")))]:
+        save({"model": {}, "x": _Harmful()}, tmp_path / name)
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+            StudentCheckpointer(model).load(str(tmp_path / name))
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_model_zoo_pickles_load(tmp_path):
+    weight = np.arange(4, dtype=np.float32).reshape(2, 2)
+    bias = np.float32([5, 6])
+    content = {"model": {"weight": weight, "bias": bias}, "__author__": "somebody"}
+    for protocol in (2, 4):
+        with (tmp_path / "zoo.pkl").open("wb") as f:
+            pickle.dump(content, f, protocol=protocol)
+        model = torch.nn.Linear(2, 2)
+        StudentCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+        assert model.weight.tolist() == [[0, 1], [2, 3]] and model.bias.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_precision_is_the_teachers_own(hkd_cfg, build, precision, dtype):
+    from small_detectors import make_batch
+
+    hkd_cfg.HKD.TEACHER.PRECISION = precision
+    teacher = build(hkd_cfg).teacher
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the student's autocast does not reach it
+        found = teacher.features(make_batch(), (64, 96))
+    assert {v.dtype for v in found.features.values()} == {dtype}
+
+
+def test_students_padding_has_to_serve_the_teacher(hkd_cfg, build):
+    model = build(hkd_cfg)
+    from hkd_d2.modeling.meta_arch import HKDDetector
+
+    model.student.backbone._size_divisibility = 16
+    with pytest.raises(ValueError, match="padded to a multiple of 32 and the student pads to 16"):
+        HKDDetector(student=model.student, teacher=model.teacher, terms=model.terms)

@@ -1,0 +1,85 @@
+"""Every config file merges and stays thin; the students are as small as promised."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from hkd_d2.config import add_hkd_config
+from hkd_d2.modeling.summary import count_parameters
+from hkd_d2.modeling.teacher import load_teacher_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def load(path, *opts):
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def build(name):
+    cfg = load(CONFIGS / name, "MODEL.DEVICE", "cpu", "HKD.BACKBONE.PRETRAINED", False)
+    return build_model(cfg)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_config_merges_and_is_thin(path):
+    cfg = load(path)
+    assert len(path.read_text().splitlines()) < 25
+    if cfg.HKD.TEACHER.CONFIG_FILE:
+        load_teacher_config(cfg.HKD.TEACHER.CONFIG_FILE)  # raises where there is no such file
+    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
+        assert cfg.HKD.TERMS
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return build("teacher_citypersons.yaml")
+
+
+@pytest.mark.parametrize("name", ["student_citypersons", "student_mobilenetv3_citypersons"])
+def test_students_are_six_times_smaller(teacher, name):
+    heavy = sum(p.numel() for p in teacher.parameters())
+    small = sum(p.numel() for p in build(f"{name}.yaml").parameters())
+    assert heavy / small >= 6.0
+    assert count_parameters(teacher)["total"] == heavy
+
+
+def test_teacher_and_student_match_by_stride(teacher):
+    student = build("student_citypersons.yaml")
+    for name, spec in teacher.backbone.output_shape().items():
+        assert student.backbone.output_shape()[name].stride == spec.stride
+    assert student.proposal_generator.anchor_generator.num_anchors == [3] * 5
+    assert teacher.proposal_generator.anchor_generator.num_anchors == [3] * 5
+
+
+def test_anchors_have_pedestrian_heights(teacher):
+    cells = teacher.proposal_generator.anchor_generator.cell_anchors
+    heights = [anchor[3].item() - anchor[1].item() for level in cells for anchor in level]
+    widths = [anchor[2].item() - anchor[0].item() for level in cells for anchor in level]
+    assert heights[0] == pytest.approx(50, abs=0.05)
+    assert max(heights) > 1024 / 1.26  # the tallest reach the image's height within one step
+    assert all(h / w == pytest.approx(2.44, rel=1e-5) for h, w in zip(heights, widths, strict=True))
+    # A third of an octave from one to the next, over all levels.
+    steps = [b / a for a, b in itertools.pairwise(heights)]
+    assert steps == pytest.approx([2 ** (1 / 3)] * 14, rel=5e-3)
+
+
+@pytest.mark.parametrize("student", ["", "mobilenetv3_"])
+def test_distillation_changes_nothing_but_the_architecture(student):
+    """The student's own config builds what distillation trains."""
+    alone = load(CONFIGS / f"student_{student}citypersons.yaml")
+    distilled = load(CONFIGS / f"hkd_{student}citypersons.yaml")
+    assert distilled.MODEL.META_ARCHITECTURE == "HKDDetector"
+    assert list(distilled.HKD.TERMS) == ["pyramid", "region", "logit"]
+    weights = [distilled.HKD[name].WEIGHT for name in ("PYRAMID", "REGION", "LOGIT")]
+    assert weights == [0.5, 30.0, 30.0]
+    distilled.MODEL.META_ARCHITECTURE = distilled.HKD.STUDENT.META_ARCHITECTURE
+    assert distilled.MODEL == alone.MODEL
+    assert distilled.SOLVER == alone.SOLVER and distilled.INPUT == alone.INPUT
+    assert distilled.HKD.BACKBONE == alone.HKD.BACKBONE

@@ -1,0 +1,626 @@
+#!/usr/bin/env python
+"""The whole journey on generated streets and a CPU: teacher, plain student, distilled student.
+
+    python tools/quickstart.py --seeds 0          or    make quickstart
+    python tools/quickstart.py --seeds 0,1,2      or    make quickstart SEEDS=0,1,2
+
+Draws the data, trains with tools/train_net.py, compares, and writes a table and pictures to
+output/quickstart. What an earlier call finished is used again, unless its settings changed.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+# Detectron2 scripts functions on import, which newer PyTorch comments on.
+warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import CfgNode, get_cfg  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+
+from hkd_d2.config import add_hkd_config  # noqa: E402
+from hkd_d2.data.datasets import check_records, register_datasets  # noqa: E402
+from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets  # noqa: E402
+from hkd_d2.data.mapper import PedestrianMapper  # noqa: E402
+from hkd_d2.evaluation import (  # noqa: E402
+    MISSING_POINTS,
+    SETUPS,
+    coco_ground_truth,
+    evaluate_miss_rate,
+)
+from hkd_d2.modeling.checkpoint import StudentCheckpointer  # noqa: E402
+from hkd_d2.modeling.summary import count_flops, count_parameters, image_size  # noqa: E402
+from hkd_d2.visualization import (  # noqa: E402
+    compare_detections,
+    make_scenes,
+    plot_miss_rate,
+    plot_training,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+TEACHER_SEED = 7
+TEACHER, PLAIN, DISTILLED = "teacher", "plain student", "distilled student"
+
+# Column of the table: setup of the miss rate. "Heavy" is the benchmark's own, 20 to 65 % visible.
+MISS_RATES = {"Reasonable": "Reasonable", "Heavy": "Reasonable_occ=heavy", "All": "All"}
+SCORES = (*MISS_RATES, "AP")
+
+MIN_SCORE = 0.5  # of the detections in the picture
+TIMED_IMAGES = 30
+WARM_UP_IMAGES = 3
+PROGRESS_PERIOD = 10  # seconds from one line of progress to the next
+# Seconds an iteration took on two cores, to guess how long a kind of run takes that has not run yet;
+# what has been measured on this machine replaces or scales them.
+SECONDS_PER_ITERATION = {TEACHER: 0.40, PLAIN: 0.17, DISTILLED: 0.30}
+
+
+@dataclass
+class Run:
+    """One training run: a detector, its seed, its config file and what is changed in it."""
+
+    kind: str
+    seed: int
+    config_file: Path
+    folder: Path
+    changes: list
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, seed {self.seed}"
+
+    @property
+    def options(self) -> list:
+        return [*self.changes, "SEED", self.seed, "OUTPUT_DIR", str(self.folder)]
+
+    @property
+    def config(self) -> CfgNode:
+        return read_config(self.config_file, self.options)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model_final.pth"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "finished.json"
+
+    @property
+    def nominal_seconds(self) -> float:
+        return SECONDS_PER_ITERATION[self.kind] * self.config.SOLVER.MAX_ITER
+
+    def settings(self) -> dict:
+        """All that decides the outcome: the merged config, the data, the teacher's weights."""
+        cfg = self.config
+        settings = flatten(cfg)
+        # Places on the disk; what stands there is told below.
+        for key in ("OUTPUT_DIR", "HKD.DATA.REGISTER", "HKD.TEACHER.WEIGHTS"):
+            del settings[key]
+        root = Path(cfg.HKD.DATA.REGISTER[0][2])
+        settings["the streets"] = json.loads((root / PROVENANCE).read_text())
+        if cfg.HKD.TEACHER.WEIGHTS:
+            content = Path(cfg.HKD.TEACHER.WEIGHTS).read_bytes()
+            settings["the teacher's weights"] = hashlib.sha256(content).hexdigest()
+        return json.loads(json.dumps(settings))  # as it will be read back
+
+    def seconds(self) -> float | None:
+        """What the training took, where it is finished."""
+        return read_json(self.record)["seconds"] if self.record.is_file() else None
+
+    def changed(self) -> list[str] | None:
+        """Settings that differ from those of the finished run; None where there is none."""
+        if not (self.record.is_file() and self.weights.is_file()):
+            return None
+        then, now = read_json(self.record)["settings"], self.settings()
+        missing = object()
+        keys = sorted(then.keys() | now.keys())
+        return [k for k in keys if then.get(k, missing) != now.get(k, missing)]
+
+    def detections(self) -> list[dict]:
+        """What the evaluation at the end of the training found, as COCO results."""
+        return read_json(self.folder / "inference" / "detections_streets_val.json")
+
+    def average_precision(self) -> float:
+        """COCO AP of the same evaluation, percent."""
+        lines = (self.folder / "metrics.json").read_text().splitlines()
+        return next(m["bbox/AP"] for m in map(json.loads, reversed(lines)) if "bbox/AP" in m)
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def plan_runs(output: Path, seeds: list[int], smoke: bool) -> list[Run]:
+    """The teacher, then for each seed a plain and a distilled student."""
+    streets = str(output / "streets")
+    changes = [
+        "HKD.DATA.REGISTER",
+        [[f"streets_{split}", "citypersons", streets, split] for split in ("train", "val")],
+    ]
+    if smoke:
+        changes += ["SOLVER.MAX_ITER", 2]
+    folder = CONFIGS / "quickstart"
+    teacher = Run(TEACHER, TEACHER_SEED, folder / "teacher.yaml", output / "teacher", changes)
+    distilling = [*changes, "HKD.TEACHER.WEIGHTS", str(teacher.weights)]
+    runs = [teacher]
+    for seed in seeds:
+        place = output / f"student_seed{seed}"
+        runs.append(Run(PLAIN, seed, folder / "student.yaml", place, changes))
+        place = output / f"hkd_seed{seed}"
+        runs.append(Run(DISTILLED, seed, folder / "hkd.yaml", place, distilling))
+    return runs
+
+
+def train(run: Run, later: list[Run]) -> None:
+    """Train ``run`` from the start in a process of its own, unless it is finished already."""
+    changed = run.changed()
+    if changed == []:
+        took = format_time(run.seconds())
+        print(f"  already there, took {took}: {run.weights}")
+        return
+    if changed:
+        print(f"  trained anew, since this changed: {', '.join(changed)}")
+    elif run.folder.exists():
+        print("  an earlier run was interrupted; starting over")
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+
+    command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
+    command += ["--config-file", str(run.config_file), *map(str, run.options)]
+    start = last = time.monotonic()
+    tail = deque(maxlen=15)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        for line in child.stdout:
+            tail.append(line)
+            progress = read_progress(line)
+            if progress and time.monotonic() - last >= PROGRESS_PERIOD:
+                last = time.monotonic()
+                text, eta = progress
+                if eta is not None:
+                    speed = (last - start + eta) / run.nominal_seconds
+                    everything = eta + predict(later, speed)
+                    text += f", this run {format_time(eta)} left, all {format_time(everything)}"
+                print(f"  {text}", flush=True)
+    if child.returncode:
+        log = run.folder / "log.txt"
+        raise RuntimeError(
+            f"the training of the {run.name} ended with status {child.returncode}; its last lines, "
+            f"more of which are in {log}:\n{''.join(tail)}"
+        )
+    record = {"settings": run.settings(), "seconds": time.monotonic() - start}
+    run.record.write_text(json.dumps(record, indent=1))
+    print(f"  finished in {format_time(record['seconds'])}; log: {run.folder / 'log.txt'}")
+
+
+def read_progress(line: str) -> tuple[str, float | None] | None:
+    """What a line of Detectron2's log says about progress, with the seconds left where it does."""
+    found = re.search(
+        r"eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)\s+iter: (\d+)\s+total_loss: (\S+)", line
+    )
+    if found:
+        *times, iteration, loss = found.groups()
+        days, hours, minutes, seconds = (int(t or 0) for t in times)
+        eta = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        return f"iteration {int(iteration) + 1}: loss {loss}", eta
+    found = re.search(r"Inference done (\d+)/(\d+)", line)
+    return (f"evaluation: image {found[1]} of {found[2]}", None) if found else None
+
+
+def predict(runs: list[Run], speed: float) -> float:
+    """Seconds that ``runs`` will take on a machine ``speed`` times slower than the nominal one."""
+    return sum(0 if run.changed() == [] else run.nominal_seconds * speed for run in runs)
+
+
+def measured_speed(runs: list[Run]) -> float:
+    """How many times slower than nominal the finished ``runs`` were; 1 where there are none."""
+    done = [run for run in runs if run.seconds()]
+    if not done:
+        return 1.0
+    return sum(run.seconds() for run in done) / sum(run.nominal_seconds for run in done)
+
+
+# --------------------------------------------------------------------------------------- comparison
+
+
+def build(config_file: Path, options: list) -> tuple[torch.nn.Module, CfgNode]:
+    """The bare detector of a config file, without weights; of a distillation, the student."""
+    cfg = read_config(config_file, [*options, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    cfg.HKD.BACKBONE.PRETRAINED = False
+    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
+        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    return build_model(cfg).eval(), cfg
+
+
+def weigh(model: torch.nn.Module, cfg: CfgNode) -> dict[str, float]:
+    """Parameters in millions and multiply-adds in 1e9 at the test size."""
+    return {
+        "parameters": count_parameters(model)["total"] / 1e6,
+        "gflops": count_flops(model, image_size(cfg))["total"],
+    }
+
+
+def time_models(models: list[torch.nn.Module], cfg: CfgNode, records: list[dict]) -> list[float]:
+    """Median milliseconds an image of each model, one image at a time, the models taking turns."""
+    mapper = PedestrianMapper(cfg, False)
+    inputs = [mapper(record) for record in records[:TIMED_IMAGES]]
+    times = [[] for _ in models]
+    with torch.no_grad():
+        for turn, record in enumerate([*inputs[:WARM_UP_IMAGES], *inputs]):
+            for model, taken in zip(models, times, strict=True):
+                start = time.perf_counter()
+                model([record])
+                if turn >= WARM_UP_IMAGES:
+                    taken.append(1e3 * (time.perf_counter() - start))
+    return [float(np.median(taken)) for taken in times]
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Mean and standard error over seeds, paired differences, and the share of the gap closed.
+
+    Args:
+        rows: of the teacher, then of plain and distilled students seed by seed.
+
+    Returns:
+        rows of the table that follow from these.
+    """
+    teacher = rows[0]
+    plain, distilled = ([r for r in rows if r["model"] == kind] for kind in (PLAIN, DISTILLED))
+    several = len(plain) > 1
+    summary = []
+    if several:
+        for kind, group in ((PLAIN, plain), (DISTILLED, distilled)):
+            summary.append({"model": kind, "seed": "mean", **over_seeds(group)})
+    difference = {"model": "plain - distilled", "seed": "paired" if several else plain[0]["seed"]}
+    closed = {"model": "gap to the teacher closed", "seed": "mean" if several else plain[0]["seed"]}
+    for key in SCORES:
+        pairs = [(a[key], b[key]) for a, b in zip(plain, distilled, strict=True)]
+        if any(value is None for pair in [*pairs, (teacher[key],)] for value in pair):
+            difference[key] = closed[key] = None
+            continue
+        gains = [a - b for a, b in pairs]
+        difference[key], difference[f"{key}_se"] = mean_and_error(gains)
+        gap = np.mean([a for a, _ in pairs]) - teacher[key]
+        # Only where the teacher is the better one; a rate that falls and an AP that rises.
+        better = gap < 0 if key == "AP" else gap > 0
+        closed[key] = 100 * difference[key] / gap if better else None
+    return [*summary, difference, closed]
+
+
+def over_seeds(rows: list[dict]) -> dict:
+    summary = {}
+    for key in ("parameters", "gflops", "ms", *SCORES):
+        values = [row[key] for row in rows]
+        if None in values:
+            summary[key] = None
+        else:
+            summary[key], error = mean_and_error(values)
+            if key in SCORES:
+                summary[f"{key}_se"] = error
+    return summary
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error: the sample standard deviation over the root of the number."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values)), None if error is None else float(error)
+
+
+def judge(difference: dict, number: int) -> str:
+    """The sentence on the claim that distillation helps, by the standard error of the pairs."""
+    gain, error = difference["Reasonable"], difference["Reasonable_se"] if number > 1 else None
+    claim = "The distilled student beats the plain one (MR^-2 Reasonable)"
+    if gain is None:
+        return f"{claim}: not shown, nothing to find in the images."
+    if error is None:
+        return (
+            f"{claim}: plain - distilled = {gain:+.2f} points, but one seed says little; "
+            "run make quickstart SEEDS=0,1,2."
+        )
+    verdict = "shown" if gain > error else "not shown"
+    return (
+        f"{claim}: {verdict}. Mean of plain - distilled over {number} seeds {gain:+.2f} points, "
+        f"standard error of the paired difference {error:.2f}."
+    )
+
+
+def format_table(rows: list[dict]) -> str:
+    """The rows as a Markdown table that is legible as plain text."""
+    head = ["model", "seed", "parameters", "GFLOPs", "ms/image"]
+    head += [f"MR^-2 {name}" for name in MISS_RATES] + ["AP"]
+    cells = [head]
+    for row in rows:
+        ratio = row["model"].startswith("ratio")
+        weights = ("{:.1f} x", "{:.1f} x", "{:.1f} x") if ratio else ("{:.2f} M", "{:.2f}", "{:.1f}")
+        line = [row["model"], str(row.get("seed", "-"))]
+        for key, form in zip(("parameters", "gflops", "ms"), weights, strict=True):
+            line.append("-" if row.get(key) is None else form.format(row[key]))
+        percent = row["model"].startswith("gap")
+        for key in SCORES:
+            value, error = row.get(key), row.get(f"{key}_se")
+            if value is None:
+                line.append("-")
+            elif percent:
+                line.append(f"{value:.0f} %")
+            else:
+                line.append(f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+        cells.append(line)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = 1  # the first column
+    cells.insert(1, ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
+    lines = (
+        [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))]
+        for line in cells
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def choose_scenes(scenes: list) -> dict:
+    """Images for the picture, by label: where the students differ most, and two typical ones.
+
+    Ties go to the earlier image.
+    """
+    gains = [int(s.matches(DISTILLED).found.sum() - s.matches(PLAIN).found.sum()) for s in scenes]
+    order = sorted(range(len(scenes)), key=lambda i: -gains[i])
+    chosen = {}
+    for index in order[:2]:
+        if gains[index] > 0:
+            chosen[index] = f"distilled finds {gains[index]} more"
+    if gains[order[-1]] < 0:
+        worst = gains.index(gains[order[-1]])
+        chosen[worst] = f"plain finds {-gains[worst]} more"
+    populated = [i for i, scene in enumerate(scenes) if len(scene.truth)] or [0]
+    for third in (1, 2):
+        chosen.setdefault(populated[third * len(populated) // 3], "typical")
+    return {f"image {index + 1}\n{label}": scenes[index] for index, label in chosen.items()}
+
+
+def compare(runs: list[Run], output: Path, smoke: bool) -> str:
+    """Score, time and count all detectors, write results and pictures, and return the report."""
+    teacher, seeds = runs[0], [run.seed for run in runs if run.kind == PLAIN]
+    cfg = teacher.config
+    register_datasets(cfg)
+    records = check_records(cfg.DATASETS.TEST[0])
+    ground_truth = coco_ground_truth(records)
+    missing_point = cfg.HKD.EVALUATION.MISSING_POINT
+
+    models, rows, results, detections = [], [], [], []
+    for run in runs:
+        model, run_cfg = build(run.config_file, run.options)
+        StudentCheckpointer(model).load_complete(str(run.weights), str(run.config_file))
+        models.append(model)
+        detections.append(run.detections())
+        result = evaluate_miss_rate(ground_truth, detections[-1], SETUPS, missing_point)
+        results.append(result)
+        row = {"model": run.kind, "seed": run.seed, **weigh(model, run_cfg), "ms": None}
+        for name, setup in MISS_RATES.items():
+            found = result[setup]
+            row[name] = found.miss_rate if found.num_ground_truth else None
+        precision = run.average_precision()
+        row["AP"] = None if math.isnan(precision) else precision
+        rows.append(row)
+    for row, taken in zip(rows, time_models(models, cfg, records), strict=True):
+        row["ms"] = taken
+
+    summary = summarise(rows)
+    difference = next(row for row in summary if row["model"] == "plain - distilled")
+    headline = []
+    for kind in ("teacher", "student"):
+        weight = weigh(*build(CONFIGS / f"{kind}_citypersons.yaml", []))
+        headline.append({"model": f"headline {kind}", **weight})
+    table = [
+        *rows,
+        *summary,
+        ratio("ratio teacher : student", rows[0], rows[1]),
+        *headline,
+        ratio("ratio headline pair", *headline),
+    ]
+
+    plot_miss_rate(
+        {
+            kind: [r["Reasonable"] for r, run in zip(results, runs, strict=True) if run.kind == kind]
+            for kind in (TEACHER, PLAIN, DISTILLED)
+        },
+        output / "miss_rate_curves.png",
+        "Reasonable",
+    )
+    plot_training(
+        {
+            kind: [run.folder / "metrics.json" for run in runs if run.kind == kind]
+            for kind in (TEACHER, PLAIN, DISTILLED)
+        },
+        output / "training_curves.png",
+    )
+    shown = dict(zip((TEACHER, PLAIN, DISTILLED), detections[:3], strict=True))
+    scenes = make_scenes(records, shown, SETUPS["Reasonable"], MIN_SCORE)
+    compare_detections(
+        choose_scenes(scenes),
+        output / "detections.png",
+        f"Detections of score >= {MIN_SCORE} (seed {seeds[0]}); pedestrians of the setup Reasonable "
+        "count, others are ignored.\nNot an average: the images in which the distilled student "
+        "finds most that the plain one misses (up to two),\nthe one the other way round (if any), "
+        "and two picked by position alone.",
+    )
+
+    claim = judge(difference, len(seeds))
+    height, width = image_size(cfg)
+    large = image_size(read_config(CONFIGS / "teacher_citypersons.yaml", []))
+    heavy = SETUPS[MISS_RATES["Heavy"]]
+    train_images = len(check_records(cfg.DATASETS.TRAIN[0]))
+    notes = [
+        f"{train_images} training and {len(records)} evaluation images of generated streets, "
+        f"{width} x {height} pixels; trained and evaluated on the CPU "
+        f"({torch.get_num_threads()} threads, PyTorch {torch.__version__}).",
+        "MR^-2 (log-average miss rate) and COCO AP in percent. Reasonable: at least 50 pixels high "
+        f"and 65 % visible. Heavy: {MISS_RATES['Heavy']}, at least 50 pixels, "
+        f"{heavy.visibility[0]:.0%} to {heavy.visibility[1]:.0%} visible. All: at least 20 pixels, "
+        "20 % visible.",
+        f"Reference points that a curve never reaches: {missing_point}, "
+        f"{MISSING_POINTS[missing_point]}.",
+        f"GFLOPs are multiply-adds at {width} x {height}, of the headline pair at "
+        f"{large[1]} x {large[0]}; the headline pair is built and counted, not trained.",
+        f"ms/image: median over {min(TIMED_IMAGES, len(records))} images, one at a time, the "
+        "detectors taking turns, from the image in memory to its boxes.",
+        "Plain and distilled of a seed share initialisation, data order, iterations and evaluation. "
+        "plain - distilled is positive in MR^-2, and negative in AP, where distillation helps.",
+    ]
+    if len(seeds) > 1:
+        notes.append("± is the standard error over seeds (of the pairs for the difference).")
+    if smoke:
+        notes.insert(0, "A SMOKE TEST of two iterations: the scores mean nothing.")
+
+    (output / "results.json").write_text(
+        json.dumps(
+            {
+                "claim": claim,
+                "rows": table,
+                "seeds": seeds,
+                "num_train_images": train_images,
+                "num_images": len(records),
+                "missing_point": missing_point,
+                "missing_point_rule": MISSING_POINTS[missing_point],
+                "setups": MISS_RATES,
+                "device": "cpu",
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "training_seconds": {run.folder.name: run.seconds() for run in runs},
+                "all_setups": {
+                    run.folder.name: {
+                        name: r.miss_rate if r.num_ground_truth else None for name, r in result.items()
+                    }
+                    for run, result in zip(runs, results, strict=True)
+                },
+            },
+            indent=1,
+            allow_nan=False,
+        )
+    )
+    body = [format_table(table), claim, "\n".join(f"- {note}" for note in notes)]
+    pictures = [
+        f"![{title}]({file})"
+        for title, file in (
+            ("Miss rate over false positives per image", "miss_rate_curves.png"),
+            ("Training losses", "training_curves.png"),
+            ("Detections side by side", "detections.png"),
+        )
+    ]
+    text = "\n\n".join(["# Quickstart: teacher, plain student, distilled student", *body, *pictures])
+    (output / "results.md").write_text(text + "\n", encoding="utf-8")
+    return "\n\n".join(body)
+
+
+def ratio(name: str, large: dict, small: dict) -> dict:
+    keys = [k for k in ("parameters", "gflops", "ms") if large.get(k) and small.get(k)]
+    return {"model": name, **{k: large[k] / small[k] for k in keys}}
+
+
+# --------------------------------------------------------------------------------------------- tools
+
+
+def read_config(config_file: Path, options: list) -> CfgNode:
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    # Through text, as the command line of tools/train_net.py does.
+    cfg.merge_from_list([str(option) for option in options])
+    return cfg
+
+
+def flatten(node: CfgNode, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def format_time(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no list of seeds; give different numbers from 0, such as 0,1,2"
+        )
+    return seeds
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=parse_seeds, default=[0], help="seeds of the students, as 0,1,2"
+    )
+    parser.add_argument("--output", type=Path, help="folder to write [output/quickstart]")
+    parser.add_argument(
+        "--smoke", action="store_true", help="try the whole way with a few images and iterations"
+    )
+    args = parser.parse_args(arguments)
+    default = ROOT / "output" / ("quickstart_smoke" if args.smoke else "quickstart")
+    output = (args.output or default).resolve()
+    runs = plan_runs(output, args.seeds, args.smoke)
+    number = len(runs) + 2
+    start = time.monotonic()
+
+    print(f"[1/{number}] streets", flush=True)
+    generate_streets(
+        output / "streets",
+        num_train=8 if args.smoke else 500,
+        num_val=4 if args.smoke else 200,
+        workers=os.cpu_count() or 1,
+    )
+    for index, run in enumerate(runs):
+        print(f"[{index + 2}/{number}] {run.name}", flush=True)
+        train(run, runs[index + 1 :])
+        left = predict(runs[index + 1 :], measured_speed(runs[: index + 1]))
+        print(
+            f"  {format_time(time.monotonic() - start)} since the start, "
+            f"about {format_time(left)} of training left",
+            flush=True,
+        )
+    print(f"[{number}/{number}] comparison\n", flush=True)
+    print(compare(runs, output, args.smoke))
+    print(
+        f"\nDone in {format_time(time.monotonic() - start)}. Look at {output}/results.md, "
+        "miss_rate_curves.png, training_curves.png and detections.png; next, train on CityPersons "
+        "by the recipe in README.md."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        # What the user can mend is one sentence; what is ours to mend keeps its traceback.
+        if os.environ.get("HKD_TRACEBACK"):
+            raise
+        sys.exit(f"quickstart.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the same command goes on with the run that was under way.")
