@@ -38,8 +38,6 @@ setup(
             depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
             include_dirs=[os.path.abspath("csrc"), os.path.abspath("csrc/include")],
             # The oldest PyTorch that the module runs with: 2.11.
-            # The oldest PyTorch that the module runs with: 2.11.
-            # The oldest PyTorch that the module runs with: 2.11.
             define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
             extra_compile_args=["-O3", "-Wall", *(["-g", "-Werror"] if debug else [])],
             py_limited_api=True,

@@ -65,7 +65,7 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.PYRAMID.MASK = "none"
     # Weight of the cells outside the boxes where MASK is split.
     cfg.HKD.PYRAMID.BACKGROUND_WEIGHT = 0.25
-    # Divide each level's distance by a statistic of the teacher's features: none | teacher_variance.
+    # Divide a level's distance by a statistic of the teacher's map: none | teacher_variance.
     cfg.HKD.PYRAMID.NORMALIZE = "none"
     # 1x1 adapters: auto (where channel counts differ) | always.
     cfg.HKD.PYRAMID.ADAPTER = "auto"

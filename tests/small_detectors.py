@@ -86,7 +86,5 @@ def make_batch(ignore=False, sizes=((64, 96), (60, 90)), seed=5):
             instances.gt_ignore = torch.arange(len(rows)) >= len(objects)
             instances.gt_classes[instances.gt_ignore] = -1
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-        batch.append(
-            {"image": image, "instances": instances, "height": size[0], "width": size[1]}
-        )
+        batch.append({"image": image, "instances": instances, "height": size[0], "width": size[1]})
     return batch

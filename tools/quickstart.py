@@ -12,6 +12,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -24,9 +25,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-# Detectron2 scripts functions on import, which newer PyTorch comments on.
+# Newer PyTorch comments on how Detectron2 uses it.
 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -65,9 +68,8 @@ MIN_SCORE = 0.5  # of the detections in the picture
 TIMED_IMAGES = 30
 WARM_UP_IMAGES = 3
 PROGRESS_PERIOD = 10  # seconds from one line of progress to the next
-# Seconds an iteration took on two cores, to guess how long a kind of run takes that has not run yet;
-# what has been measured on this machine replaces or scales them.
-SECONDS_PER_ITERATION = {TEACHER: 0.40, PLAIN: 0.17, DISTILLED: 0.30}
+# Seconds of an iteration on two cores: a first guess, to be scaled by what this machine shows.
+SECONDS_PER_ITERATION = {TEACHER: 0.50, PLAIN: 0.14, DISTILLED: 0.28}
 
 
 @dataclass
@@ -98,7 +100,8 @@ class Run:
 
     @property
     def record(self) -> Path:
-        return self.folder / "finished.json"
+        """Settings and, once finished, seconds: the mark of a folder that this tool made."""
+        return self.folder / "quickstart.json"
 
     @property
     def nominal_seconds(self) -> float:
@@ -113,9 +116,10 @@ class Run:
             del settings[key]
         root = Path(cfg.HKD.DATA.REGISTER[0][2])
         settings["the streets"] = json.loads((root / PROVENANCE).read_text())
-        if cfg.HKD.TEACHER.WEIGHTS:
-            content = Path(cfg.HKD.TEACHER.WEIGHTS).read_bytes()
-            settings["the teacher's weights"] = hashlib.sha256(content).hexdigest()
+        weights = Path(cfg.HKD.TEACHER.WEIGHTS)
+        if weights.is_file():
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            settings["the teacher's weights"] = digest
         return json.loads(json.dumps(settings))  # as it will be read back
 
     def seconds(self) -> float | None:
@@ -124,7 +128,7 @@ class Run:
 
     def changed(self) -> list[str] | None:
         """Settings that differ from those of the finished run; None where there is none."""
-        if not (self.record.is_file() and self.weights.is_file()):
+        if not (self.seconds() and self.weights.is_file()):
             return None
         then, now = read_json(self.record)["settings"], self.settings()
         missing = object()
@@ -172,12 +176,18 @@ def train(run: Run, later: list[Run]) -> None:
         took = format_time(run.seconds())
         print(f"  already there, took {took}: {run.weights}")
         return
-    if changed:
-        print(f"  trained anew, since this changed: {', '.join(changed)}")
-    elif run.folder.exists():
-        print("  an earlier run was interrupted; starting over")
     if run.folder.exists():
+        if not run.record.is_file():
+            raise ValueError(
+                f"{run.folder} holds something else than a run of the quickstart; move it away or "
+                "choose another --output."
+            )
+        why = f"this changed: {', '.join(changed)}" if changed else "it was interrupted"
+        print(f"  starting over, since {why}")
         shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True)
+    record = {"settings": run.settings(), "seconds": None}
+    run.record.write_text(json.dumps(record, indent=1))
 
     command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
     command += ["--config-file", str(run.config_file), *map(str, run.options)]
@@ -203,7 +213,7 @@ def train(run: Run, later: list[Run]) -> None:
             f"the training of the {run.name} ended with status {child.returncode}; its last lines, "
             f"more of which are in {log}:\n{''.join(tail)}"
         )
-    record = {"settings": run.settings(), "seconds": time.monotonic() - start}
+    record["seconds"] = time.monotonic() - start
     run.record.write_text(json.dumps(record, indent=1))
     print(f"  finished in {format_time(record['seconds'])}; log: {run.folder / 'log.txt'}")
 
@@ -346,7 +356,7 @@ def format_table(rows: list[dict]) -> str:
     cells = [head]
     for row in rows:
         ratio = row["model"].startswith("ratio")
-        weights = ("{:.1f} x", "{:.1f} x", "{:.1f} x") if ratio else ("{:.2f} M", "{:.2f}", "{:.1f}")
+        weights = ["{:.1f} x"] * 3 if ratio else ["{:.2f} M", "{:.2f}", "{:.1f}"]
         line = [row["model"], str(row.get("seed", "-"))]
         for key, form in zip(("parameters", "gflops", "ms"), weights, strict=True):
             line.append("-" if row.get(key) is None else form.format(row[key]))
@@ -361,19 +371,21 @@ def format_table(rows: list[dict]) -> str:
                 line.append(f"{value:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
         cells.append(line)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = 1  # the first column
-    cells.insert(1, ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
-    lines = (
-        [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))]
+    lines = [
+        [line[0].ljust(widths[0])]
+        + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         for line in cells
-    )
+    ]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def choose_scenes(scenes: list) -> dict:
-    """Images for the picture, by label: where the students differ most, and two typical ones.
+    """Images for the picture, by label: where the students differ most, and two for comparison.
 
-    Ties go to the earlier image.
+    Up to two in which the distilled student finds most that the plain one misses, one the other way
+    round, and those a third and two thirds into the images with anybody to find. Ties go to the
+    earlier image.
     """
     gains = [int(s.matches(DISTILLED).found.sum() - s.matches(PLAIN).found.sum()) for s in scenes]
     order = sorted(range(len(scenes)), key=lambda i: -gains[i])
@@ -386,43 +398,45 @@ def choose_scenes(scenes: list) -> dict:
         chosen[worst] = f"plain finds {-gains[worst]} more"
     populated = [i for i, scene in enumerate(scenes) if len(scene.truth)] or [0]
     for third in (1, 2):
-        chosen.setdefault(populated[third * len(populated) // 3], "typical")
+        chosen.setdefault(populated[third * len(populated) // 3], "by its place")
     return {f"image {index + 1}\n{label}": scenes[index] for index, label in chosen.items()}
+
+
+def score(run: Run, ground_truth: dict, missing_point: str) -> tuple[dict, dict]:
+    """The scores of a run's own evaluation, for the table, and its result for every setup."""
+    results = evaluate_miss_rate(ground_truth, run.detections(), SETUPS, missing_point)
+    row = {"model": run.kind, "seed": run.seed}
+    for name, setup in MISS_RATES.items():
+        found = results[setup]
+        row[name] = found.miss_rate if found.num_ground_truth else None
+    precision = run.average_precision()
+    row["AP"] = None if math.isnan(precision) else precision
+    return row, results
 
 
 def compare(runs: list[Run], output: Path, smoke: bool) -> str:
     """Score, time and count all detectors, write results and pictures, and return the report."""
-    teacher, seeds = runs[0], [run.seed for run in runs if run.kind == PLAIN]
-    cfg = teacher.config
+    cfg, seeds = runs[0].config, [run.seed for run in runs if run.kind == PLAIN]
     register_datasets(cfg)
     records = check_records(cfg.DATASETS.TEST[0])
     ground_truth = coco_ground_truth(records)
     missing_point = cfg.HKD.EVALUATION.MISSING_POINT
 
-    models, rows, results, detections = [], [], [], []
+    models, rows, curves = [], [], {}
     for run in runs:
+        row, results = score(run, ground_truth, missing_point)
+        curves.setdefault(run.kind, []).append(results["Reasonable"])
         model, run_cfg = build(run.config_file, run.options)
         StudentCheckpointer(model).load_complete(str(run.weights), str(run.config_file))
         models.append(model)
-        detections.append(run.detections())
-        result = evaluate_miss_rate(ground_truth, detections[-1], SETUPS, missing_point)
-        results.append(result)
-        row = {"model": run.kind, "seed": run.seed, **weigh(model, run_cfg), "ms": None}
-        for name, setup in MISS_RATES.items():
-            found = result[setup]
-            row[name] = found.miss_rate if found.num_ground_truth else None
-        precision = run.average_precision()
-        row["AP"] = None if math.isnan(precision) else precision
-        rows.append(row)
+        rows.append({**row, **weigh(model, run_cfg)})
     for row, taken in zip(rows, time_models(models, cfg, records), strict=True):
         row["ms"] = taken
-
+    headline = [
+        {"model": f"headline {kind}", **weigh(*build(CONFIGS / f"{kind}_citypersons.yaml", []))}
+        for kind in ("teacher", "student")
+    ]
     summary = summarise(rows)
-    difference = next(row for row in summary if row["model"] == "plain - distilled")
-    headline = []
-    for kind in ("teacher", "student"):
-        weight = weigh(*build(CONFIGS / f"{kind}_citypersons.yaml", []))
-        headline.append({"model": f"headline {kind}", **weight})
     table = [
         *rows,
         *summary,
@@ -430,98 +444,76 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
         *headline,
         ratio("ratio headline pair", *headline),
     ]
+    claim = judge(next(r for r in summary if r["model"] == "plain - distilled"), len(seeds))
+    facts = {
+        "num_train_images": len(check_records(cfg.DATASETS.TRAIN[0])),
+        "num_images": len(records),
+        "image_size": image_size(cfg),
+        "headline_image_size": image_size(read_config(CONFIGS / "teacher_citypersons.yaml", [])),
+        "missing_point": missing_point,
+        "missing_point_rule": MISSING_POINTS[missing_point],
+        "setups": MISS_RATES,
+        "device": cfg.MODEL.DEVICE,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "training_seconds": {run.folder.name: run.seconds() for run in runs},
+    }
 
-    plot_miss_rate(
-        {
-            kind: [r["Reasonable"] for r, run in zip(results, runs, strict=True) if run.kind == kind]
-            for kind in (TEACHER, PLAIN, DISTILLED)
-        },
-        output / "miss_rate_curves.png",
-        "Reasonable",
-    )
-    plot_training(
-        {
-            kind: [run.folder / "metrics.json" for run in runs if run.kind == kind]
-            for kind in (TEACHER, PLAIN, DISTILLED)
-        },
-        output / "training_curves.png",
-    )
-    shown = dict(zip((TEACHER, PLAIN, DISTILLED), detections[:3], strict=True))
-    scenes = make_scenes(records, shown, SETUPS["Reasonable"], MIN_SCORE)
+    plot_miss_rate(curves, output / "miss_rate_curves.png", "Reasonable")
+    metrics = {
+        kind: [run.folder / "metrics.json" for run in runs if run.kind == kind] for kind in curves
+    }
+    plot_training(metrics, output / "training_curves.png")
+    shown = {run.kind: run.detections() for run in runs[:3]}
     compare_detections(
-        choose_scenes(scenes),
+        choose_scenes(make_scenes(records, shown, SETUPS["Reasonable"], MIN_SCORE)),
         output / "detections.png",
-        f"Detections of score >= {MIN_SCORE} (seed {seeds[0]}); pedestrians of the setup Reasonable "
-        "count, others are ignored.\nNot an average: the images in which the distilled student "
-        "finds most that the plain one misses (up to two),\nthe one the other way round (if any), "
-        "and two picked by position alone.",
+        f"Detections of score >= {MIN_SCORE} (seed {seeds[0]}); pedestrians of the setup "
+        "Reasonable count, others are ignored.\nNot an average: images in which the distilled "
+        "student finds most that the plain one misses (up to two), one the other\nway round (if "
+        "any), and two by their place in the set alone.",
     )
+    content = {"claim": claim, "seeds": seeds, "smoke": smoke, **facts, "rows": table}
+    (output / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+    body = [format_table(table), claim, "\n".join(f"- {n}" for n in notes(facts, seeds, smoke))]
+    pictures = [
+        "![Miss rate over false positives per image](miss_rate_curves.png)",
+        "![Training losses](training_curves.png)",
+        "![Detections side by side](detections.png)",
+    ]
+    title = "# Quickstart: teacher, plain student, distilled student"
+    text = "\n\n".join([title, *body, *pictures]) + "\n"
+    (output / "results.md").write_text(text, encoding="utf-8")
+    return "\n\n".join(body)
 
-    claim = judge(difference, len(seeds))
-    height, width = image_size(cfg)
-    large = image_size(read_config(CONFIGS / "teacher_citypersons.yaml", []))
-    heavy = SETUPS[MISS_RATES["Heavy"]]
-    train_images = len(check_records(cfg.DATASETS.TRAIN[0]))
-    notes = [
-        f"{train_images} training and {len(records)} evaluation images of generated streets, "
-        f"{width} x {height} pixels; trained and evaluated on the CPU "
-        f"({torch.get_num_threads()} threads, PyTorch {torch.__version__}).",
+
+def notes(facts: dict, seeds: list[int], smoke: bool) -> list[str]:
+    """What a reader has to know about the numbers."""
+    size, headline_size = (
+        f"{facts[key][1]} x {facts[key][0]}" for key in ("image_size", "headline_image_size")
+    )
+    low, high = (round(100 * share) for share in SETUPS[MISS_RATES["Heavy"]].visibility)
+    lines = ["A SMOKE TEST of two iterations: the scores mean nothing."] if smoke else []
+    lines += [
+        f"{facts['num_train_images']} training and {facts['num_images']} evaluation images of "
+        f"generated streets, {size} pixels; trained and evaluated on {facts['device']} "
+        f"(threads: {facts['threads']}, PyTorch {facts['torch']}).",
         "MR^-2 (log-average miss rate) and COCO AP in percent. Reasonable: at least 50 pixels high "
-        f"and 65 % visible. Heavy: {MISS_RATES['Heavy']}, at least 50 pixels, "
-        f"{heavy.visibility[0]:.0%} to {heavy.visibility[1]:.0%} visible. All: at least 20 pixels, "
-        "20 % visible.",
-        f"Reference points that a curve never reaches: {missing_point}, "
-        f"{MISSING_POINTS[missing_point]}.",
-        f"GFLOPs are multiply-adds at {width} x {height}, of the headline pair at "
-        f"{large[1]} x {large[0]}; the headline pair is built and counted, not trained.",
-        f"ms/image: median over {min(TIMED_IMAGES, len(records))} images, one at a time, the "
-        "detectors taking turns, from the image in memory to its boxes.",
-        "Plain and distilled of a seed share initialisation, data order, iterations and evaluation. "
-        "plain - distilled is positive in MR^-2, and negative in AP, where distillation helps.",
+        f"and 65 % visible. Heavy: {MISS_RATES['Heavy']}, at least 50 pixels, {low} to {high} % "
+        "visible. All: at least 20 pixels, 20 % visible.",
+        f"Reference points below the start of a curve: rule '{facts['missing_point']}', "
+        f"{facts['missing_point_rule']}; from 100 images on there are none.",
+        f"GFLOPs: 1e9 multiply-adds an image of {size}, for the headline pair {headline_size}. The "
+        "headline pair is built and counted, not trained.",
+        f"ms/image: median over {min(TIMED_IMAGES, facts['num_images'])} images, one at a time, "
+        "the detectors taking turns, from the image in memory to its boxes.",
+        "Plain and distilled of a seed share initialisation, data order, iterations and "
+        "evaluation. Where distillation helps, plain - distilled is positive in MR^-2 and negative "
+        "in AP.",
     ]
     if len(seeds) > 1:
-        notes.append("± is the standard error over seeds (of the pairs for the difference).")
-    if smoke:
-        notes.insert(0, "A SMOKE TEST of two iterations: the scores mean nothing.")
-
-    (output / "results.json").write_text(
-        json.dumps(
-            {
-                "claim": claim,
-                "rows": table,
-                "seeds": seeds,
-                "num_train_images": train_images,
-                "num_images": len(records),
-                "missing_point": missing_point,
-                "missing_point_rule": MISSING_POINTS[missing_point],
-                "setups": MISS_RATES,
-                "device": "cpu",
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "training_seconds": {run.folder.name: run.seconds() for run in runs},
-                "all_setups": {
-                    run.folder.name: {
-                        name: r.miss_rate if r.num_ground_truth else None for name, r in result.items()
-                    }
-                    for run, result in zip(runs, results, strict=True)
-                },
-            },
-            indent=1,
-            allow_nan=False,
-        )
-    )
-    body = [format_table(table), claim, "\n".join(f"- {note}" for note in notes)]
-    pictures = [
-        f"![{title}]({file})"
-        for title, file in (
-            ("Miss rate over false positives per image", "miss_rate_curves.png"),
-            ("Training losses", "training_curves.png"),
-            ("Detections side by side", "detections.png"),
-        )
-    ]
-    text = "\n\n".join(["# Quickstart: teacher, plain student, distilled student", *body, *pictures])
-    (output / "results.md").write_text(text + "\n", encoding="utf-8")
-    return "\n\n".join(body)
+        lines.append("± is the standard error over seeds; of the difference, that of the pairs.")
+    return lines
 
 
 def ratio(name: str, large: dict, small: dict) -> dict:
@@ -529,7 +521,7 @@ def ratio(name: str, large: dict, small: dict) -> dict:
     return {"model": name, **{k: large[k] / small[k] for k in keys}}
 
 
-# --------------------------------------------------------------------------------------------- tools
+# ------------------------------------------------------------------------------------ command line
 
 
 def read_config(config_file: Path, options: list) -> CfgNode:
@@ -594,8 +586,10 @@ def main(arguments: list[str] | None = None) -> None:
         output / "streets",
         num_train=8 if args.smoke else 500,
         num_val=4 if args.smoke else 200,
-        workers=os.cpu_count() or 1,
+        workers=1 if args.smoke else os.cpu_count() or 1,
     )
+    ahead = predict(runs, measured_speed(runs))
+    print(f"  about {format_time(ahead)} of training ahead", flush=True)
     for index, run in enumerate(runs):
         print(f"[{index + 2}/{number}] {run.name}", flush=True)
         train(run, runs[index + 1 :])

@@ -24,8 +24,8 @@ class DenseOutputs:
     """Predictions of an RPN or a one-stage head, a list over levels, finest first.
 
     Attributes:
-        logits (list[Tensor]): (N, H*W*A), or (N, H*W*A, K) for K classes. Anchor order: row, column,
-            anchor of the cell, the order of ``anchors`` and of Detectron2's labels.
+        logits (list[Tensor]): (N, H*W*A), or (N, H*W*A, K) for K classes. Anchor order: row,
+            column, anchor of the cell, the order of ``anchors`` and of Detectron2's labels.
         deltas (list[Tensor]): (N, H*W*A, 4).
         anchors (list[Boxes]): (H*W*A, 4) XYXY, pixels of the padded image.
     """

@@ -13,7 +13,7 @@ class WeightSchedule:
     Attributes:
         weight (float): the full weight, >= 0.
         max_iter (int): iteration at which a decay ends, the length of the run.
-        warmup_iters (int): iterations of the warm-up; iteration 0 has 1 / warmup_iters of the weight.
+        warmup_iters (int): of the warm-up; iteration 0 has 1 / warmup_iters of the weight.
         decay (str): constant | linear | cosine; a decay starts where the warm-up ends.
         end_factor (float): share of the weight left at the end of a decay, in [0, 1].
         stop_iter (int): first iteration without the term; 0 for never.

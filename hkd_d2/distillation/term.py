@@ -12,8 +12,8 @@ from hkd_d2.distillation.schedules import WeightSchedule
 
 TERM_REGISTRY = Registry("HKD_TERM")
 TERM_REGISTRY.__doc__ = """
-Distillation terms. ``HKD.TERMS`` names a class in lower case and ``HKD.<NAME>`` configures it; it is
-built as ``cls(cfg, student, teacher)`` with two :class:`DetectorSpec`.
+Distillation terms. ``HKD.TERMS`` names a class in lower case and ``HKD.<NAME>`` configures it; it
+is built as ``cls(cfg, student, teacher)`` with two :class:`DetectorSpec`.
 """
 
 # How deep a network has to go for what a term reads; each entry includes those before it in its
@@ -53,8 +53,8 @@ class Term(nn.Module):
     """One distillation loss.
 
     A subclass is registered in :data:`TERM_REGISTRY`, reads the node ``cfg.HKD.<NAME>`` (at least
-    ``WEIGHT`` and ``SCHEDULE``), says in :attr:`needs` what it reads of the teacher, and returns one
-    unweighted scalar.
+    ``WEIGHT`` and ``SCHEDULE``), says in :attr:`needs` what it reads of the teacher, and returns
+    one unweighted scalar.
 
     Attributes:
         needs (frozenset[str]): of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,

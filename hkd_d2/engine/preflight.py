@@ -64,8 +64,8 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def check_terms(model: nn.Module) -> dict[str, float]:
     """Run one training forward on a noise image and check that each term is alive.
 
-    A term is alive if its unweighted loss is finite and it has a non-zero gradient on some parameter
-    of the student. The model's buffers and every random state are put back.
+    A term is alive if its unweighted loss is finite and it has a non-zero gradient on some
+    parameter of the student. The model's buffers and every random state are put back.
 
     Returns:
         dict[str, float]: the unweighted losses.
@@ -106,8 +106,8 @@ def check_alive(name: str, loss: torch.Tensor, parameters: list[nn.Parameter]) -
     """Raise ValueError unless ``loss`` is finite and moves one of ``parameters``."""
     if not torch.isfinite(loss):
         raise ValueError(
-            f"The term '{name}' is {float(loss)} before the first step; check the teacher's weights "
-            "and HKD.TEACHER.PRECISION."
+            f"The term '{name}' is {loss.item()} before the first step; check the teacher's "
+            "weights and HKD.TEACHER.PRECISION."
         )
     grads = []
     if loss.requires_grad and parameters:

@@ -1,4 +1,4 @@
-"""The optimizer: Detectron2's SGD or AdamW, with term parameters clipped apart from the student's."""
+"""The optimizer: SGD or AdamW, with term parameters clipped apart from the student's."""
 
 import torch
 from detectron2.config import CfgNode
@@ -12,10 +12,10 @@ FULL_MODEL = "full_model"
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``cfg.HKD.SOLVER.OPTIMIZER`` names over all of ``model``.
 
-    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` ``value`` or ``norm`` gradients are clipped parameter by
-    parameter, as Detectron2 does; with ``full_model`` by one norm over the student's parameters and
-    one over those of the distillation terms, so that a large adapter gradient does not shorten the
-    student's step.
+    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` ``value`` or ``norm`` gradients are clipped parameter
+    by parameter, as Detectron2 does; with ``full_model`` by one norm over the student's parameters
+    and one over those of the distillation terms, so that a large adapter gradient does not shorten
+    the student's step.
 
     Raises:
         ValueError: an unknown optimizer.

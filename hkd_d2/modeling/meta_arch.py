@@ -30,8 +30,8 @@ class HKDDetector(nn.Module):
     and the same boxes, and returns the student's own losses plus ``loss_hkd_<term>``. In inference
     it is the student. Its ``state_dict`` is the student's, under the student's names; the trainable
     state of the terms is :attr:`terms`, in ``parameters()`` and saved by
-    :class:`~hkd_d2.modeling.checkpoint.StudentCheckpointer` beside it. The teacher is in neither; it
-    follows ``.to()`` and a deep copy shares it.
+    :class:`~hkd_d2.modeling.checkpoint.StudentCheckpointer` beside it. The teacher is in neither;
+    it follows ``.to()`` and a deep copy shares it.
 
     Args:
         student (GeneralizedRCNN): with an RPN and StandardROIHeads or subclasses of them.

@@ -19,8 +19,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 class Teacher:
     """A frozen detector beside the student.
 
-    It is no ``nn.Module``, so whoever holds it has neither its parameters nor its state; a deep copy
-    shares it.
+    It is no ``nn.Module``, so whoever holds it has neither its parameters nor its state; a deep
+    copy shares it.
 
     Args:
         model (GeneralizedRCNN): put into eval mode, its parameters frozen.
@@ -106,7 +106,7 @@ class Teacher:
 
     @torch.no_grad()
     def advance(self, teacher_pass: DetectorPass, boxes: list, needs: frozenset) -> None:
-        """Fill the later stages of the pass as far as ``needs`` asks, on the student's ``boxes``."""
+        """Fill the later stages as far as ``needs`` asks, on the student's ``boxes``."""
         model = self.model
         with self._autocast():
             if needs & {DENSE, PROPOSALS}:

@@ -26,10 +26,10 @@ def plot_miss_rate(
     path: str | os.PathLike,
     setup: str,
 ) -> None:
-    """Draw miss rate over false positives per image, both logarithmic, as papers on pedestrians do.
+    """Draw miss rate over false positives per image, log-log, as papers on pedestrians do.
 
-    The nine reference values whose log-average is MR^-2 are marked by ticks on top. Operating points
-    without any false positive lie at the left edge.
+    The nine reference values whose log-average is MR^-2 are marked by ticks on top. Operating
+    points without any false positive lie at the left edge.
 
     Args:
         results: a result of one setup, or one a seed, by the detector's name; the legend gives
@@ -86,10 +86,11 @@ def plot_miss_rate(
 def plot_training(
     runs: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]], path: str | os.PathLike
 ) -> None:
-    """Draw each run's own detection loss, and the unweighted distillation losses where there are any.
+    """Draw each run's own detection loss, and where there are any the distillation losses.
 
     The own loss is the sum of the entries ``loss_*`` without ``loss_hkd_*``, so that plain and
-    distilled runs compare. Detectron2 writes the median of the last 20 iterations.
+    distilled runs compare, as Detectron2 writes it: the median of the last 20 iterations. The
+    distillation losses are unweighted, of single iterations.
 
     Args:
         runs: ``metrics.json`` of a run, or one a seed, by the detector's name.
@@ -149,9 +150,7 @@ def _line(axes: Axes, points, label, colour, dash, siblings) -> None:
     x, y = zip(*points, strict=True) if points else ((), ())
     marker = "o" if len(x) == 1 else None  # a single point is no line
     width = 1.8 if siblings == 1 else 1.1
-    axes.plot(
-        x, y, label=label, color=colour, linestyle=dash, linewidth=width, marker=marker
-    )
+    axes.plot(x, y, label=label, color=colour, linestyle=dash, linewidth=width, marker=marker)
 
 
 def _styled(named: Mapping):

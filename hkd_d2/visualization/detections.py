@@ -78,8 +78,8 @@ def make_scenes(
 ) -> list[Scene]:
     """Put ground truth and detections of a data set together, image by image.
 
-    As in :func:`hkd_d2.evaluation.evaluate_miss_rate`, pedestrians outside the setup are ignored and
-    detections far outside its heights are left out.
+    As in :func:`hkd_d2.evaluation.evaluate_miss_rate`, pedestrians outside the setup are ignored
+    and detections far outside its heights are left out.
 
     Args:
         records: dataset records, as :func:`hkd_d2.evaluation.coco_ground_truth` takes them.
@@ -110,8 +110,7 @@ def make_scenes(
                 truth=boxes[counts],
                 ignore=boxes[~counts],
                 detections={
-                    name: _to_xyxy(by_image[record["image_id"]])
-                    for name, by_image in shown.items()
+                    name: _to_xyxy(by_image[record["image_id"]]) for name, by_image in shown.items()
                 },
             )
         )
@@ -121,9 +120,9 @@ def make_scenes(
 def match_detections(boxes: np.ndarray, truth: np.ndarray, ignore: np.ndarray) -> Matches:
     """Match the detections of one image as the miss rate does.
 
-    In the order given, a detection takes the pedestrian, not yet taken, of largest intersection over
-    union >= 0.5 (of equals, the later). Failing that it is ignored if its intersection with an
-    ignored box is >= 0.5 of its own area, and a false alarm otherwise.
+    In the order given, a detection takes the pedestrian, not yet taken, of largest intersection
+    over union >= 0.5 (of equals, the later). Failing that it is ignored if its intersection with
+    an ignored box is >= 0.5 of its own area, and a false alarm otherwise.
 
     Args:
         boxes: (D, 4) XYXY, by falling score.
@@ -153,8 +152,8 @@ def draw_detections(
 ) -> None:
     """Draw one image with boxes on it.
 
-    With ``truth`` the boxes are told apart as found, false alarm and ignored, and missed pedestrians
-    are dotted; without it all boxes look alike.
+    With ``truth`` found pedestrians, false alarms and missed pedestrians look different, and
+    detections that count neither way are left out; without it all boxes look alike.
 
     Args:
         axes: matplotlib axes to draw on.
@@ -188,9 +187,7 @@ def draw_detections(
         )
 
 
-def compare_detections(
-    scenes: Mapping[str, Scene], path: str | os.PathLike, title: str
-) -> None:
+def compare_detections(scenes: Mapping[str, Scene], path: str | os.PathLike, title: str) -> None:
     """Write a picture with a row for each scene: ground truth, then every detector beside it.
 
     Args:
@@ -211,20 +208,18 @@ def compare_detections(
         figsize=(width * (1 + len(names)) + 0.4, sum(heights) + 0.35 * len(heights) + 1.2),
         layout="constrained",
     )
-    grid = figure.subplots(
-        len(scenes), 1 + len(names), squeeze=False, height_ratios=heights
-    )
+    grid = figure.subplots(len(scenes), 1 + len(names), squeeze=False, height_ratios=heights)
     for axes_row, (label, scene), image in zip(grid, scenes.items(), images, strict=True):
         draw_detections(axes_row[0], image, scene.truth, ignore=scene.ignore)
         axes_row[0].set_ylabel(label, fontsize=9)
-        axes_row[0].set_title(f"{len(scene.truth)} to find", fontsize=9)
+        axes_row[0].set_title(f"to find {len(scene.truth)}", fontsize=9)
         for axes, name in zip(axes_row[1:], names, strict=True):
             draw_detections(
                 axes, image, scene.detections[name], truth=scene.truth, ignore=scene.ignore
             )
             matches = scene.matches(name)
             axes.set_title(
-                f"{matches.found.sum()} found, {matches.false_alarm.sum()} false alarms",
+                f"found {matches.found.sum()}, false alarms {matches.false_alarm.sum()}",
                 fontsize=9,
             )
     for axes, name in zip(grid[0], ["ground truth", *names], strict=True):

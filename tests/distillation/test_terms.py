@@ -45,7 +45,9 @@ def build(term, student=None, teacher=None, **options):
 
 
 def passed(features, **kwargs):
-    return DetectorPass(images=ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)]), features=features, **kwargs)
+    return DetectorPass(
+        images=ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)]), features=features, **kwargs
+    )
 
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
@@ -188,7 +190,9 @@ def test_logit_parts_by_composition():
         F.mse_loss(s.class_logits, t.class_logits) + F.mse_loss(s.deltas, t.deltas)
     )
     kl = 4 * F.kl_div(
-        F.log_softmax(s.class_logits / 2, 1), F.softmax(t.class_logits / 2, 1), reduction="batchmean"
+        F.log_softmax(s.class_logits / 2, 1),
+        F.softmax(t.class_logits / 2, 1),
+        reduction="batchmean",
     )
     foreground = [0, 2]  # class 1 is the background of one class
     deltas = F.smooth_l1_loss(s.deltas[foreground], t.deltas[foreground], reduction="sum") / 4

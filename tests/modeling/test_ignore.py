@@ -99,8 +99,8 @@ def test_proposals_of_ignore_regions_are_not_sampled(student_cfg, build):
         proposals.objectness_logits = torch.zeros(4)
         with EventStorage(0):
             (sampled,) = heads.label_and_sample_proposals([proposals], [instances])
-        rows = zip(sampled.proposal_boxes.tensor.tolist(), sampled.gt_classes.tolist())
-        return sorted((box, label) for box, label in rows)
+        boxes, labels = sampled.proposal_boxes.tensor.tolist(), sampled.gt_classes.tolist()
+        return sorted(zip(boxes, labels, strict=True))
 
     # class 0 is the object (twice: ground truth is appended), 1 the background
     assert sample(_instances([[0, 0, 10, 20]], [[0, 0, 30, 30]])) == [

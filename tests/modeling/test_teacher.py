@@ -39,7 +39,9 @@ def test_weights_of_another_architecture(hkd_cfg, tmp_path):
         {k: v for k, v in good.items() if "cls_score" not in k},
         r"2 keys of the model are missing, 'roi_heads.box_predictor.cls_score.weight'",
     )
-    refused(build_model(small_config()).state_dict(), r"has shape .* in the file and .* in the model")
+    refused(
+        build_model(small_config()).state_dict(), r"has shape .* in the file and .* in the model"
+    )
 
 
 def test_files_that_are_no_checkpoints(tmp_path):

@@ -4,22 +4,24 @@ A data set for trying the whole path (training, distillation, evaluation) within
 a download. :func:`generate_streets` writes the folders, file names and annotation files of the
 Cityscapes distribution of CityPersons, so that everything that reads the real set reads this one.
 
-A scene is a street seen by a pinhole camera above a flat ground. Everything that stands on the ground
-is painted from far to near on a supersampled canvas; a second canvas of the same size remembers which
-object painted each pixel last. The full box of a person is the tight box of the pixels painted for
-that person, inside the image or not, before anything nearer is painted; the visible box is the tight
-box of the pixels still that person's own, inside the image, when the scene is finished.
+A scene is a street seen by a pinhole camera above a flat ground. Everything that stands on the
+ground is painted from far to near on a supersampled canvas; a second canvas of the same size
+remembers which object painted each pixel last. The full box of a person is the tight box of the
+pixels painted for that person, inside the image or not, before anything nearer is painted; the
+visible box is the tight box of the pixels still that person's own, inside the image, when the scene
+is finished.
 
 Labels, as in CityPersons: ``pedestrian``; ``rider``, ``sitting person`` and ``person (other)`` (a
-bending person) for other postures; ``person group`` for a crowd that is annotated as one region; and
-``ignore`` for posters, mannequins and people of whom less than ``MIN_VISIBLE`` is seen. Whoever is
-not seen at all is left out. Poles, bollards, post boxes, closed parasols, tailor's dummies and the
-like have no annotation: they are there to be told from people.
+bending person) for other postures; ``person group`` for a crowd that is annotated as one region;
+and ``ignore`` for posters, mannequins and people of whom less than ``MIN_VISIBLE`` is seen. Whoever
+is not seen at all is left out. Poles, bollards, post boxes, closed parasols, tailor's dummies and
+the like have no annotation: they are there to be told from people.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -34,6 +36,7 @@ PROVENANCE = "streets.json"
 MIN_VISIBLE = 0.10  # share of a person's pixels; who shows less becomes an ignore region
 CITIES = {"train": ("ash", "birch", "hazel", "maple"), "val": ("rowan", "willow")}
 
+NEAR, FAR = 1.6, 400.0  # metres: the ground that is painted
 SUPERSAMPLING = 3  # odd, so that pixels have a centre
 MARGIN = 72  # pixels around a picture 192 high, for the parts of people outside the image
 
@@ -45,19 +48,19 @@ class Difficulty:
     Lengths in pixels refer to a picture 192 pixels high and scale with the height.
     """
 
-    people: float = 6.0  # mean number of single pedestrians in a picture that has any
+    people: float = 4.5  # mean number of single pedestrians in a picture that has any
     empty: float = 0.08  # share of the pictures without any person
     min_height: float = 13.0  # heights of people are log-uniform between these two
     max_height: float = 150.0
     tall: float = 0.35  # share of people drawn again from 50 pixels up
     companion: float = 0.3  # chance of a second person walking beside one
-    occluded: float = 0.4  # chance of something put in front of a person on purpose
-    low_contrast: float = 0.3  # share of clothes in the colour of what is behind them
-    clutter: float = 7.0  # mean number of things that could be taken for a person
-    cars: float = 2.0  # mean number of cars
-    noise: float = 7.0  # largest standard deviation of the sensor noise, grey levels
-    blur: float = 0.9  # largest standard deviation of the blur, pixels
-    dim: float = 0.35  # share of dusk, fog and other pictures of little contrast
+    occluded: float = 0.25  # chance of something put in front of a person on purpose
+    low_contrast: float = 0.1  # share of clothes in the colour of what is behind them
+    clutter: float = 4.0  # mean number of things that could be taken for a person
+    cars: float = 1.5  # mean number of cars
+    noise: float = 5.0  # largest standard deviation of the sensor noise, grey levels
+    blur: float = 0.7  # largest standard deviation of the blur, pixels
+    dim: float = 0.2  # share of dusk, fog and other pictures of little contrast
 
 
 def generate_streets(
@@ -92,8 +95,8 @@ def generate_streets(
         Path: ``root``.
 
     Raises:
-        ValueError: a parameter out of range, or a folder that holds something else: streets of other
-            parameters, or files that are not streets.
+        ValueError: a parameter out of range, or a folder that holds something else: streets of
+            other parameters, or files that are not streets.
     """
     for name, value, least in (
         ("num_train", num_train, 0),
@@ -131,7 +134,9 @@ def generate_streets(
         _report(map(write, jobs), len(jobs), root)
     else:
         # "spawn": a forked child would inherit the thread pools of OpenCV and PyTorch half-made.
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
+        context = multiprocessing.get_context("spawn")
+        workers = min(workers, len(jobs))
+        with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             _report(pool.imap_unordered(write, jobs, chunksize=8), len(jobs), root)
     return root
 
@@ -164,11 +169,10 @@ def draw_street(*, split="train", index=0, seed=0, height=192, width=320, diffic
         seed (int): as in :func:`generate_streets`, like the other arguments.
 
     Returns:
-        tuple: the picture, uint8 (height, width, 3) BGR; its objects, a list of dicts with ``label``,
-        ``instanceId``, ``bbox`` and ``bboxVis`` ([x, y, w, h], int pixels); and the owner of each
-        pixel, int32 (height, width): ``1 + i`` where object ``i`` is seen, otherwise 0.
+        tuple: the picture, uint8 (height, width, 3) BGR; its objects, a list of dicts with
+        ``label``, ``instanceId``, ``bbox`` and ``bboxVis`` ([x, y, w, h], int pixels); and the
+        owner of each pixel, int32 (height, width): ``1 + i`` where object ``i`` is seen, else 0.
     """
-    cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, sorted(CITIES).index(split), index])
     return _Street(rng, height, width, difficulty).draw()
 
@@ -176,8 +180,8 @@ def draw_street(*, split="train", index=0, seed=0, height=192, width=320, diffic
 def contact_sheet(root, *, columns=4, rows=5, splits=("train", "val")):
     """Pictures of a data set of streets with their boxes drawn, side by side.
 
-    Full boxes are green (pedestrian), orange (other persons) or grey (ignored regions); visible boxes
-    are yellow where they differ.
+    Full boxes are green (pedestrian), orange (other persons) or grey (ignored regions); visible
+    boxes are yellow where they differ.
 
     Args:
         root (str | Path): folder written by :func:`generate_streets`.
@@ -220,8 +224,8 @@ def _claim(root, provenance):
         other = sorted(k for k in provenance if found.get(k) != provenance[k])
         if other:
             raise ValueError(
-                f"{root} holds streets of other parameters ({', '.join(other)} differ from those in "
-                f"{PROVENANCE}): choose another folder or delete this one."
+                f"{root} holds streets of other parameters ({', '.join(other)} differ from those "
+                f"in {PROVENANCE}): choose another folder or delete this one."
             )
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -240,7 +244,7 @@ def _write_street(root, job, *, seed, height, width, difficulty):
     annotation = {"imgHeight": height, "imgWidth": width, "objects": objects}
     _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     contents = (png.tobytes(), json.dumps(annotation, indent=1).encode())
-    for path, content in zip(street_paths(root, split, index), contents):
+    for path, content in zip(street_paths(root, split, index), contents, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.write_bytes(content)
@@ -643,7 +647,7 @@ def _draw_bicycle(canvas, heading_side):
             )
     d = heading_side
     frame = [(-0.3 * d, 0.19), (-0.08 * d, 0.45), (0.22 * d, 0.45), (0.3 * d, 0.19)]
-    for a, b in [*zip(frame, frame[1:]), ((0.0, 0.19), frame[1]), ((0.0, 0.19), frame[2])]:
+    for a, b in [*itertools.pairwise(frame), ((0.0, 0.19), frame[1]), ((0.0, 0.19), frame[2])]:
         canvas.limb(a, b, 0.014, 0.014, colour)
     canvas.limb(frame[2], (0.2 * d, 0.56), 0.013, 0.013, (50, 50, 50))
 
@@ -973,6 +977,13 @@ class _Street:
         points = [self.project(*p) for p in corners]
         self.canvas.polygon([(x, -y) for x, y in points], colour, **style)
 
+    def strip(self, left, right, colour, near=NEAR, far=FAR, **style):
+        """A strip of the ground, in bands so that haze grows with the distance."""
+        bands = np.geomspace(near, far, 2 + int(2 * math.log2(far / near)))
+        for z0, z1 in itertools.pairwise(bands):
+            corners = [(left, 0, z0), (right, 0, z0), (right, 0, z1), (left, 0, z1)]
+            self.surface(corners, colour, **style)
+
     # ---- background
 
     def draw_background(self):
@@ -1006,15 +1017,14 @@ class _Street:
 
     def draw_ground(self, pavement):
         rng = self.rng
-        near, far = 1.6, 400.0
         self.middle = rng.uniform(-3.5, 3.5)
         self.half_road = 0.0 if rng.random() < 0.3 else rng.uniform(2.6, 4.5)
         self.left = self.middle - self.half_road - rng.uniform(2.2, 5.5)
         self.right = self.middle + self.half_road + rng.uniform(2.2, 5.5)
         joint = pavement * rng.uniform(0.82, 0.93)
         for x in np.arange(self.left, self.right, rng.uniform(0.8, 2.0)):
-            self.surface([(x, 0, near), (x + 0.05, 0, near), (x + 0.05, 0, 50), (x, 0, 50)], joint)
-        z = near
+            self.strip(x, x + 0.05, joint, far=50)
+        z = NEAR
         while z < 30:
             z += rng.uniform(0.9, 1.4)
             self.surface(
@@ -1029,20 +1039,17 @@ class _Street:
         if self.half_road:
             left, right = self.middle - self.half_road, self.middle + self.half_road
             asphalt = _bgr(0.6, 0.04, rng.uniform(0.2, 0.45))
-            strip = lambda a, b, colour, z0=near, z1=far, **s: self.surface(  # noqa: E731
-                [(a, 0, z0), (b, 0, z0), (b, 0, z1), (a, 0, z1)], colour, **s
-            )
-            strip(left - 0.15, left, pavement * 1.2)
-            strip(right, right + 0.15, pavement * 1.2)
-            strip(left, right, asphalt, texture=0.12)
+            self.strip(left - 0.15, left, pavement * 1.2)
+            self.strip(right, right + 0.15, pavement * 1.2)
+            self.strip(left, right, asphalt, texture=0.12)
             paint = np.array([205.0, 210, 210]) * rng.uniform(0.75, 1.05)
             dash = rng.uniform(1.5, 3.0)
-            for z in np.arange(near, 60, 2.2 * dash):
-                strip(self.middle - 0.07, self.middle + 0.07, paint, z, z + dash)
+            for z in np.arange(NEAR, 60, 2.2 * dash):
+                self.strip(self.middle - 0.07, self.middle + 0.07, paint, z, z + dash)
             if rng.random() < 0.35:  # a crossing
                 z = rng.uniform(4, 14)
                 for x in np.arange(left + 0.3, right - 0.4, 0.9):
-                    strip(x, x + 0.45, paint, z, z + 2.5)
+                    self.strip(x, x + 0.45, paint, z, z + 2.5)
         for _ in range(rng.integers(0, 4)):  # patches, covers, puddles
             x, z = rng.uniform(self.left, self.right), rng.uniform(3, 20)
             size = rng.uniform(0.3, 1.0)
@@ -1090,7 +1097,7 @@ class _Street:
         edges = [rng.uniform(1.5, 2.5)]
         while edges[-1] < 55:
             edges.append(edges[-1] + rng.uniform(4, 11))
-        for z0, z1 in reversed(list(zip(edges, edges[1:]))):
+        for z0, z1 in reversed(list(itertools.pairwise(edges))):
             high = rng.uniform(6, 15)
             wall = _bgr(rng.uniform(0, 0.15), rng.uniform(0.02, 0.5), rng.uniform(0.3, 0.85))
             wall = wall * (1.12 if sign * self.canvas.light < 0 else 0.85)
@@ -1136,8 +1143,7 @@ class _Street:
         rng = self.rng
         x = self.left if sign < 0 else self.right
         grass = _bgr(rng.uniform(0.2, 0.33), rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.5))
-        out = x + sign * 80
-        self.surface([(x, 0, 1.6), (out, 0, 1.6), (out, 0, 300), (x, 0, 300)], grass, texture=0.25)
+        self.strip(*sorted((x, x + sign * 80)), grass, texture=0.25)
         for z in np.sort(rng.uniform(5, 45, rng.integers(5, 12)))[::-1]:
             _draw_tree(self.stand(x + sign * rng.uniform(1, 12), z), tall=rng.random() < 0.7)
         if rng.random() < 0.4:

@@ -1,0 +1,86 @@
+"""Two processes on the CPU agree with one process on the doubled batch."""
+
+import copy
+import socket
+
+import torch
+import torch.multiprocessing as mp
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from small_detectors import make_batch
+from torch.nn.parallel import DistributedDataParallel
+
+STEPS = 3
+
+
+def deterministic_sampling(cfg):
+    """Every anchor and the same number of boxes an image, so that nothing hangs on a draw."""
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100000
+    cfg.MODEL.RPN.POSITIVE_FRACTION = 1.0
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 40
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 10
+    cfg.MODEL.RPN.NMS_THRESH = 0.99
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1000
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    cfg.HKD.LOGIT.PARTS = ["hidden", "predictions", "kl"]
+    for name, weight in (("PYRAMID", 0.5), ("REGION", 0.5), ("LOGIT", 0.1)):
+        cfg.HKD[name].WEIGHT = weight
+    return cfg
+
+
+def train(model, parameters, batches):
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    with EventStorage(0) as storage:
+        for batch in batches:
+            losses = model(copy.deepcopy(batch))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            storage.step()
+
+
+def one_rank(rank, port, cfg, batches, path):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    import hkd_d2.config  # noqa: F401  (registrations)
+
+    torch.manual_seed(rank)  # DDP has to make the students alike, not the seed
+    detector = build_model(cfg).train()
+    if rank == 0:
+        torch.save([p.detach().clone() for p in detector.parameters()], path + ".start")
+    teacher = copy.deepcopy(detector.teacher.model.state_dict())
+    model = DistributedDataParallel(detector, broadcast_buffers=False)
+    own = [[batch[rank]] for batch in batches]
+    train(model, model.parameters(), own)
+    for name, value in detector.teacher.model.state_dict().items():
+        assert torch.equal(value, teacher[name]), name
+    assert not any("teacher" in name for name, _ in model.named_parameters())
+    torch.save([p.detach() for p in detector.parameters()], f"{path}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_on_the_doubled_batch(hkd_cfg, tmp_path):
+    cfg = deterministic_sampling(hkd_cfg)
+    batches = [make_batch(sizes=((64, 96), (64, 96)), seed=s) for s in range(STEPS)]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    path = str(tmp_path / "parameters")
+    mp.spawn(one_rank, args=(port, cfg, batches, path), nprocs=2)
+
+    detector = build_model(cfg).train()
+    start = torch.load(path + ".start", weights_only=True)
+    with torch.no_grad():
+        for parameter, value in zip(detector.parameters(), start, strict=True):
+            parameter.copy_(value)
+    train(detector, detector.parameters(), batches)
+    ranks = [torch.load(f"{path}.{r}", weights_only=True) for r in range(2)]
+    for (name, parameter), first, second, begin in zip(
+        detector.named_parameters(), *ranks, start, strict=True
+    ):
+        assert torch.equal(first, second), name
+        assert torch.allclose(parameter, first, rtol=1e-3, atol=2e-6), name
+        moved = (parameter - begin).abs().max()
+        assert moved == 0 or (parameter - first).abs().max() < 0.02 * moved, name
