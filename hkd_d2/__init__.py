@@ -14,7 +14,6 @@ _SUBMODULES = (
     "distillation",
     "engine",
     "evaluation",
-    "export",
     "modeling",
     "ops",
     "visualization",

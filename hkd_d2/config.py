@@ -146,7 +146,8 @@ def add_hkd_config(cfg: CN) -> None:
     # Recall at a reference point that the curve never reaches: official (the published code's
     # wrap-around to the last operating point) | matlab (0).
     cfg.HKD.EVALUATION.MISSING_POINT = "official"
-    # Evaluate the teacher too when training ends or with --eval-only.
+    # Evaluate the teacher beside the student wherever the student is: with --eval-only, every
+    # TEST.EVAL_PERIOD iterations, and when training ends.
     cfg.HKD.EVALUATION.TEACHER = False
 
     # ------------------------------------------------------------------ solver

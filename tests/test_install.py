@@ -20,7 +20,7 @@ def checkout(tmp_path):
     built = shutil.ignore_patterns("*.so", "__pycache__")
     for folder in ("hkd_d2", "csrc"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=built)
-    for file in ("setup.py", "pyproject.toml"):
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy / file)
     return copy
 

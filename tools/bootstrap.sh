@@ -3,7 +3,7 @@
 # operators. Safe to run again; what is there is kept.
 #
 #   PYTHON   interpreter to start from, 3.11 or newer       (python3)
-#   TORCH    what pip installs for PyTorch and torchvision   (see below)
+#   TORCH    what pip installs for PyTorch and torchvision   (torch==2.14.1 torchvision==0.29.1)
 #   EXTRAS   extras of this package                          (dev)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,11 +24,11 @@ if [ ! -x $VENV/bin/python ]; then
 fi
 py=$VENV/bin/python
 pip() { $py -m pip --disable-pip-version-check --quiet "$@"; }
+# setuptools 81 dropped pkg_resources, which Detectron2 imports.
+pip install --upgrade pip 'setuptools<81' wheel ninja
 
 if ! $py -c 'import torch, torchvision' 2>/dev/null; then
     say "PyTorch ($TORCH): the largest part, some minutes on a slow line"
-    # setuptools 81 dropped pkg_resources, which Detectron2 imports.
-    pip install --upgrade pip 'setuptools<81' wheel ninja
     # shellcheck disable=SC2086
     pip install $TORCH
 fi

@@ -333,7 +333,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float | None]:
 
 def judge(difference: dict, number: int) -> str:
     """The sentence on the claim that distillation helps, by the standard error of the pairs."""
-    gain, error = difference["Reasonable"], difference["Reasonable_se"] if number > 1 else None
+    gain, error = difference["Reasonable"], difference.get("Reasonable_se")
     claim = "The distilled student beats the plain one (MR^-2 Reasonable)"
     if gain is None:
         return f"{claim}: not shown, nothing to find in the images."

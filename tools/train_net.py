@@ -19,6 +19,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from torch.multiprocessing import ProcessRaisedException
+
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.engine import Trainer
@@ -29,8 +31,11 @@ def setup(args):
     """Make the config of the command line, and start logging."""
     cfg = get_cfg()
     add_hkd_config(cfg)
-    if args.config_file and not os.path.isfile(args.config_file):
-        raise FileNotFoundError(f"The config file '{args.config_file}' does not exist.")
+    if not os.path.isfile(args.config_file):
+        raise FileNotFoundError(
+            f"The config file '{args.config_file}' does not exist; name one with --config-file, "
+            "such as configs/hkd_citypersons.yaml."
+        )
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     teacher = cfg.HKD.TEACHER.CONFIG_FILE
@@ -86,6 +91,13 @@ def invoke_main():
         if os.environ.get("HKD_TRACEBACK"):
             raise
         sys.exit(f"train_net.py: {error}")
+    except ProcessRaisedException as error:
+        # One process of several: its traceback came as text, and ends with the error.
+        last = str(error).strip().splitlines()[-1]
+        kind, _, sentence = last.partition(": ")
+        if os.environ.get("HKD_TRACEBACK") or kind not in ("ValueError", "FileNotFoundError"):
+            raise
+        sys.exit(f"train_net.py: {sentence}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Distillation terms: one file a method, found by the name in ``HKD.TERMS``."""
 
-from hkd_d2.distillation.term import TERM_REGISTRY, Term, build_terms
+from hkd_d2.distillation.term import TERM_REGISTRY, Term, build_terms, find_terms
 
-__all__ = ["TERM_REGISTRY", "Term", "build_terms"]
+__all__ = ["TERM_REGISTRY", "Term", "build_terms", "find_terms"]

@@ -88,7 +88,7 @@ class Logit(Term):
     def forward(self, student, teacher, targets):
         s, t = student.regions, teacher.regions
         if len(s.hidden) == 0:
-            return s.hidden.float().sum()
+            return self.zero(s.hidden)
         total = 0.0
         if "hidden" in self.parts:
             hidden = s.hidden if self.adapter is None else self.adapter(s.hidden)

@@ -28,8 +28,9 @@ class Region(Term):
     implementation (yoshitomo-matsubara/hnd-ghnd-object-detectors, c4856c3), not confirmed as the
     paper's. Both networks pool on the same boxes in the same order: the student's sampled proposals
     (which include the ground truth), the teacher's proposals (as in Mimic, CVPR 2017), or the
-    ground truth. On the sampled proposals the student's own pooled tensor is compared; on other
-    boxes the fused operator pools both networks without storing either result. ``sigma`` is 1, or
+    ground truth. On the sampled proposals the student's own pooled tensor is compared, which the
+    step has made anyway; on other boxes :func:`hkd_d2.ops.roi_distillation_loss` pools both
+    networks. ``sigma`` is 1, or
     with ``NORMALIZE: teacher_variance`` the standard deviation of the teacher's pooled features in
     the batch (ours).
 
@@ -90,6 +91,8 @@ class Region(Term):
             boxes = [p.proposal_boxes.tensor[: self.topk] for p in teacher.proposals]
         else:
             boxes = targets.boxes
+        if not any(len(b) for b in boxes):
+            return self.zero(student.features[self.student_levels[0]])
         student_maps = [student.features[n] for n in self.student_levels]
         teacher_maps = [teacher.features[n] for n in self.teacher_levels]
         if self.normalize:
@@ -112,7 +115,7 @@ class Region(Term):
     def pooled_distance(self, student_pooled, teacher_pooled):
         """Mean distance of two (R, C, P, P) tensors; 0 boxes give 0."""
         if len(student_pooled) == 0:
-            return student_pooled.float().sum()
+            return self.zero(student_pooled)
         # A stack of R regions is one "level" of R images without mask: the same mean.
         adapter = as_pair(self.adapter)
         return feature_imitation_loss(

@@ -58,7 +58,8 @@ class Term(nn.Module):
 
     Attributes:
         needs (frozenset[str]): of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,
-            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`; empty for a term without teacher.
+            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`. Empty, on the class, for a term that
+            reads no teacher. Whatever is read, the teacher's features are there.
         schedule (WeightSchedule): the term's weight over time.
     """
 
@@ -75,22 +76,39 @@ class Term(nn.Module):
         """Return the unweighted loss, a float32 scalar."""
         raise NotImplementedError
 
+    def zero(self, like: torch.Tensor) -> torch.Tensor:
+        """A loss of 0 for a batch without anything to compare.
 
-def build_terms(cfg, student: DetectorSpec, teacher: DetectorSpec | None) -> nn.ModuleDict:
-    """Build the terms that ``cfg.HKD.TERMS`` names, in that order.
+        It depends on ``like`` and on every parameter of the term, since distributed training waits
+        for a gradient of each.
+        """
+        return sum((0.0 * p.float().sum() for p in self.parameters()), like[:0].float().sum())
+
+
+def find_terms(cfg) -> dict[str, type[Term]]:
+    """The classes that ``cfg.HKD.TERMS`` names, in that order.
 
     Raises:
-        ValueError: unknown name, a name that stands twice, or a term that cannot serve this pair.
+        ValueError: an unknown name, or a name that stands twice.
     """
     known = {name.lower(): cls for name, cls in TERM_REGISTRY}
-    terms = nn.ModuleDict()
+    found = {}
     for name in cfg.HKD.TERMS:
         if name not in known:
             raise ValueError(
                 f"HKD.TERMS names '{name}', which is not a distillation term; "
                 f"choose from {', '.join(sorted(known))}."
             )
-        if name in terms:
+        if name in found:
             raise ValueError(f"HKD.TERMS names '{name}' twice; keep one of them.")
-        terms[name] = known[name](cfg, student, teacher)
-    return terms
+        found[name] = known[name]
+    return found
+
+
+def build_terms(cfg, student: DetectorSpec, teacher: DetectorSpec | None) -> nn.ModuleDict:
+    """Build the terms that ``cfg.HKD.TERMS`` names, in that order.
+
+    Raises:
+        ValueError: by :func:`find_terms`, or a term that cannot serve this pair.
+    """
+    return nn.ModuleDict({n: cls(cfg, student, teacher) for n, cls in find_terms(cfg).items()})

@@ -76,11 +76,12 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=PedestrianMapper(cfg, False))
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
+    def build_evaluator(cls, cfg, dataset_name, predicted_class=None):
         return PedestrianEvaluator(
             dataset_name,
             output_dir=f"{cfg.OUTPUT_DIR}/inference",
             missing_point=cfg.HKD.EVALUATION.MISSING_POINT,
+            predicted_class=predicted_class,
         )
 
     @classmethod
@@ -99,7 +100,13 @@ class Trainer(DefaultTrainer):
                 "HKD.EVALUATION.TEACHER is set but the model has no teacher; use the config that "
                 "names one, or set it to False."
             )
-        teacher = evaluate(teacher_test_config(cfg), detector.teacher.model)
+        teacher_cfg = teacher_test_config(cfg)
+        # A teacher with another class list calls the pedestrian by another index.
+        pedestrian = next(iter(cfg.HKD.TEACHER.CLASS_MAP), None)
+        evaluators = [
+            cls.build_evaluator(teacher_cfg, name, pedestrian) for name in cfg.DATASETS.TEST
+        ]
+        teacher = super().test(teacher_cfg, detector.teacher.model, evaluators)
         return OrderedDict(student=results, teacher=teacher)
 
 
@@ -109,7 +116,7 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg.DATASETS.TEST = cfg.DATASETS.TEST
     teacher_cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    teacher_cfg.HKD.EVALUATION = cfg.HKD.EVALUATION.clone()
+    teacher_cfg.HKD.EVALUATION.MISSING_POINT = cfg.HKD.EVALUATION.MISSING_POINT
     teacher_cfg.HKD.EVALUATION.TEACHER = False
     teacher_cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/teacher"
     return teacher_cfg

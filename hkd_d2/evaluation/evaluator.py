@@ -55,6 +55,7 @@ class PedestrianEvaluator(DatasetEvaluator):
         missing_point: str = "official",
         setups: Mapping[str, Setup] | Iterable[str] | None = None,
         category: int = 0,
+        predicted_class: int | None = None,
     ):
         """
         Args:
@@ -66,6 +67,8 @@ class PedestrianEvaluator(DatasetEvaluator):
             setups: names out of :data:`hkd_d2.evaluation.miss_rate.SETUPS`, or setups of your own
                 by name; None for all of ``SETUPS``.
             category: contiguous class index of the pedestrians.
+            predicted_class: the detector's own index of that class where its class list is another,
+                as a COCO model's; None for ``category``.
 
         Raises:
             ValueError: on an unknown ``missing_point`` or setup, or on malformed records.
@@ -78,7 +81,7 @@ class PedestrianEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._missing_point = missing_point
         self._setups = select_setups(SETUPS if setups is None else setups)
-        self._category = category
+        self._predicted_class = category if predicted_class is None else predicted_class
         self._ground_truth = coco_ground_truth(DatasetCatalog.get(dataset_name), category)
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
         self.reset()
@@ -105,7 +108,7 @@ class PedestrianEvaluator(DatasetEvaluator):
                     "the data loader of this dataset."
                 )
             self._detections[image_id] = _coco_detections(
-                output["instances"], image_id, self._category
+                output["instances"], image_id, self._predicted_class
             )
 
     def evaluate(self) -> OrderedDict:

@@ -61,9 +61,13 @@ class StudentCheckpointer(DetectionCheckpointer):
             owner (str): whose weights they are, for the error: "the teacher of x.yaml".
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: an empty path or no such file.
             ValueError: keys that are missing or have another shape.
         """
+        if not path:
+            raise FileNotFoundError(
+                f"No weights are given for {owner}; set MODEL.WEIGHTS to its checkpoint."
+            )
         seen = []
         log = self._log_incompatible_keys
         self._log_incompatible_keys = seen.append

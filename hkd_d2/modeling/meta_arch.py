@@ -10,9 +10,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from hkd_d2.distillation import build_terms
+from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
-from hkd_d2.distillation.term import FEATURES
 from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.teacher import Teacher
@@ -86,7 +85,8 @@ class HKDDetector(nn.Module):
         two_stage.check_two_stage(student, "student")
         # The student's run must not depend on who else is in the room.
         with forked_random_state():
-            teacher = Teacher.from_config(cfg) if cfg.HKD.TERMS else None
+            reads_teacher = any(term.needs for term in find_terms(cfg).values())
+            teacher = Teacher.from_config(cfg) if reads_teacher else None
             terms = build_terms(
                 cfg, two_stage.detector_spec(student), teacher.spec if teacher else None
             )
@@ -128,7 +128,7 @@ class HKDDetector(nn.Module):
             strides={n: s.stride for n, s in student.backbone.output_shape().items()},
         )
         theirs = None
-        if FEATURES in needs:
+        if needs:
             theirs = self.teacher.features(batched_inputs, tuple(images.tensor.shape[-2:]))
 
         # (b) the student's RPN, its labels, and the boxes that both networks will look at
@@ -161,10 +161,7 @@ class HKDDetector(nn.Module):
             if name in raw:
                 losses[f"loss_hkd_{name}"] = term.schedule(iteration) * raw[name]
             else:
-                # A stopped term still touches its parameters: DDP waits for each of them.
-                losses[f"loss_hkd_{name}"] = images.tensor.new_zeros(()) + sum(
-                    0.0 * p.sum() for p in term.parameters()
-                )
+                losses[f"loss_hkd_{name}"] = term.zero(images.tensor)
         self._log(iteration, raw, losses, ours.features)
         return losses
 

@@ -75,6 +75,7 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
     from detectron2.utils.env import seed_all_rng
 
     seed_all_rng(0)
+    trainable.freeze()  # as the command line does
     trainer = Trainer(trainable)
     before = {n: p.detach().clone() for n, p in trainer.model.terms.named_parameters()}
     assert any("adapters.p2.weight" in n for n in before)

@@ -29,7 +29,13 @@ def result(scores_and_places):
         "images": [{"id": i} for i in range(4)],
         "categories": [{"id": 1, "name": "pedestrian"}],
         "annotations": [
-            {"image_id": i, "category_id": 1, "bbox": [0, 0, 40, 100], "height": 100, "vis_ratio": 1}
+            {
+                "image_id": i,
+                "category_id": 1,
+                "bbox": [0, 0, 40, 100],
+                "height": 100,
+                "vis_ratio": 1,
+            }
             for i in range(4)
         ],
     }
@@ -62,9 +68,7 @@ def test_miss_rate_curve_has_the_operating_points(figures, tmp_path):
 
 def test_miss_rates_of_several_seeds_are_averaged_and_share_a_style(figures, tmp_path):
     seeds = [result([(0.9, 0, 0)]), result([(0.9, 0, 0), (0.8, 1, 0)])]
-    plot_miss_rate(
-        {"teacher": seeds[1], "student": seeds}, tmp_path / "curves.png", "Reasonable"
-    )
+    plot_miss_rate({"teacher": seeds[1], "student": seeds}, tmp_path / "curves.png", "Reasonable")
     # One hit in four misses 75 % everywhere, two miss 50 %: log-averages of constants.
     texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert texts == ["50.0 %  teacher", "62.5 %  student"]

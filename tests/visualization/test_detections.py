@@ -19,7 +19,7 @@ from hkd_d2.visualization import (
 NONE = np.zeros((0, 4))
 
 
-def random_set(seed, images=12):
+def random_set(seed, images=40):
     """Crowded records and detections: many overlaps, heights in and out of every setup."""
     rng = np.random.default_rng(seed)
     records, detections = [], []
@@ -40,6 +40,9 @@ def random_set(seed, images=12):
             for _ in range(rng.integers(0, 4)):
                 moved = (np.array(box) + rng.normal(0, 0.12 * height, 4)).clip(1).tolist()
                 detections.append({"image_id": image, "category_id": 1, "bbox": moved})
+        for _ in range(4):  # strays of any height
+            stray = [*rng.uniform(0, 250, 2).tolist(), 20.0, float(rng.uniform(10, 120))]
+            detections.append({"image_id": image, "category_id": 1, "bbox": stray})
         records.append(
             {
                 "file_name": f"{image}.png",
@@ -88,6 +91,11 @@ def test_matching_by_hand():
     assert matches.ignored.tolist() == [False, False, False, True, False]
     assert matches.false_alarm.tolist() == [False, True, True, False, True]
     assert matches.found.tolist() == [True, False]
+
+
+def test_of_equal_overlaps_the_later_pedestrian_is_found():
+    twins = np.array([[0.0, 0, 10, 20], [0, 0, 10, 20], [4, 0, 14, 20]])
+    assert match_detections(twins[:1], twins, NONE).found.tolist() == [False, True, False]
 
 
 def test_matching_of_nothing():
