@@ -584,7 +584,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"[1/{number}] streets", flush=True)
     generate_streets(
         output / "streets",
-        num_train=8 if args.smoke else 500,
+        num_train=8 if args.smoke else 600,
         num_val=4 if args.smoke else 200,
         workers=1 if args.smoke else os.cpu_count() or 1,
     )

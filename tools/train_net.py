@@ -18,7 +18,6 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-
 from torch.multiprocessing import ProcessRaisedException
 
 from hkd_d2.config import add_hkd_config

@@ -6,6 +6,8 @@ take, so that they multiply only the cells or bins that count.
 
 from torch import nn
 
+from hkd_d2.distillation.term import one_of
+
 
 def make_adapter(
     student_channels: int, teacher_channels: int, mode: str, key: str
@@ -19,8 +21,7 @@ def make_adapter(
     Raises:
         ValueError: an unknown mode.
     """
-    if mode not in ("auto", "always"):
-        raise ValueError(f"{key} is '{mode}'; choose auto or always.")
+    one_of(key, mode, ("auto", "always"))
     if mode == "auto" and student_channels == teacher_channels:
         return None
     return nn.Linear(student_channels, teacher_channels)

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from hkd_d2.distillation.adapters import as_pair, make_adapter
-from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term, one_of
 from hkd_d2.ops import feature_imitation_loss
 
 MASKS = ("none", "boxes", "split")
+NORMALIZATIONS = ("none", "teacher_variance")
 DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
 
 
@@ -35,21 +36,15 @@ class Pyramid(Term):
     def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.PYRAMID
-        for key, value, known in [
-            ("MASK", node.MASK, MASKS),
-            ("DISTANCE", node.DISTANCE, DISTANCES),
-            ("NORMALIZE", node.NORMALIZE, ("none", "teacher_variance")),
-        ]:
-            if value not in known:
-                raise ValueError(f"HKD.PYRAMID.{key} is '{value}'; choose from {', '.join(known)}.")
+        self.mask = one_of("HKD.PYRAMID.MASK", node.MASK, MASKS)
+        self.distance = one_of("HKD.PYRAMID.DISTANCE", node.DISTANCE, DISTANCES)
+        normalize = one_of("HKD.PYRAMID.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
+        self.normalize = normalize == "teacher_variance"
         if node.DISTANCE == "pkd" and node.MASK != "none":
             raise ValueError(
                 "HKD.PYRAMID.DISTANCE pkd standardises whole maps; set HKD.PYRAMID.MASK to none."
             )
-        self.mask = node.MASK
-        self.distance = node.DISTANCE
         self.background_weight = node.BACKGROUND_WEIGHT
-        self.normalize = node.NORMALIZE == "teacher_variance"
         self.levels = matched_levels(node.LEVELS, student, teacher)
         self.strides = [float(student.levels[s].stride) for s, _ in self.levels]
         adapters = {

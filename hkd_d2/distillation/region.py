@@ -1,7 +1,7 @@
 """Region distillation: RoI-aligned features of both networks on the same boxes."""
 
 from hkd_d2.distillation.adapters import as_pair, make_adapter
-from hkd_d2.distillation.pyramid import inverse_variances
+from hkd_d2.distillation.pyramid import NORMALIZATIONS, inverse_variances
 from hkd_d2.distillation.term import (
     FEATURES,
     POOLED,
@@ -9,6 +9,7 @@ from hkd_d2.distillation.term import (
     TERM_REGISTRY,
     DetectorSpec,
     Term,
+    one_of,
 )
 from hkd_d2.ops import feature_imitation_loss, multilevel_roi_align, roi_distillation_loss
 
@@ -42,13 +43,10 @@ class Region(Term):
     def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.REGION
-        for key, value, known in [
-            ("BOXES", node.BOXES, BOXES),
-            ("DISTANCE", node.DISTANCE, DISTANCES),
-            ("NORMALIZE", node.NORMALIZE, ("none", "teacher_variance")),
-        ]:
-            if value not in known:
-                raise ValueError(f"HKD.REGION.{key} is '{value}'; choose from {', '.join(known)}.")
+        self.boxes = one_of("HKD.REGION.BOXES", node.BOXES, BOXES)
+        self.distance = one_of("HKD.REGION.DISTANCE", node.DISTANCE, DISTANCES)
+        normalize = one_of("HKD.REGION.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
+        self.normalize = normalize == "teacher_variance"
         if node.TEACHER_TOPK <= 0:
             raise ValueError(
                 f"HKD.REGION.TEACHER_TOPK is {node.TEACHER_TOPK}; give a number of boxes above 0."
@@ -67,10 +65,7 @@ class Region(Term):
                 f"The student pools boxes from strides {self.strides}, the teacher from "
                 f"{teacher_strides}; make MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
             )
-        self.boxes = node.BOXES
         self.topk = node.TEACHER_TOPK
-        self.distance = node.DISTANCE
-        self.normalize = node.NORMALIZE == "teacher_variance"
         self.resolution = student.pooler_resolution
         self.needs = {
             "sampled": frozenset({FEATURES, POOLED}),

@@ -49,6 +49,13 @@ class DetectorSpec:
         return next((name for name, spec in self.levels.items() if spec.stride == stride), None)
 
 
+def one_of(key: str, value: str, known: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``known``; a ValueError names the config key otherwise."""
+    if value not in known:
+        raise ValueError(f"{key} is '{value}'; choose from {', '.join(known)}.")
+    return value
+
+
 class Term(nn.Module):
     """One distillation loss.
 
@@ -58,8 +65,8 @@ class Term(nn.Module):
 
     Attributes:
         needs (frozenset[str]): of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,
-            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`. Empty, on the class, for a term that
-            reads no teacher. Whatever is read, the teacher's features are there.
+            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`. Empty, on the class, for a term
+            that reads no teacher. Whatever is read, the teacher's features are there.
         schedule (WeightSchedule): the term's weight over time.
     """
 

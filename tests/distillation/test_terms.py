@@ -279,7 +279,7 @@ def test_no_boxes_give_zero_with_a_gradient():
         ("pyramid", {"DISTANCE": "l7"}, "HKD.PYRAMID.DISTANCE is 'l7'; choose from mse"),
         ("pyramid", {"MASK": "gt"}, "HKD.PYRAMID.MASK is 'gt'"),
         ("pyramid", {"NORMALIZE": "max"}, "HKD.PYRAMID.NORMALIZE is 'max'"),
-        ("pyramid", {"ADAPTER": "3x3"}, "HKD.PYRAMID.ADAPTER is '3x3'; choose auto or always"),
+        ("pyramid", {"ADAPTER": "3x3"}, "HKD.PYRAMID.ADAPTER is '3x3'; choose from auto, always"),
         ("pyramid", {"DISTANCE": "pkd", "MASK": "boxes"}, "set HKD.PYRAMID.MASK to none"),
         ("region", {"BOXES": "all"}, "HKD.REGION.BOXES is 'all'; choose from sampled"),
         ("region", {"TEACHER_TOPK": 0}, "HKD.REGION.TEACHER_TOPK is 0"),

@@ -9,7 +9,8 @@ ground is painted from far to near on a supersampled canvas; a second canvas of 
 remembers which object painted each pixel last. The full box of a person is the tight box of the
 pixels painted for that person, inside the image or not, before anything nearer is painted; the
 visible box is the tight box of the pixels still that person's own, inside the image, when the scene
-is finished.
+is finished. As CityPersons was annotated, both boxes of a pedestrian are then stretched sideways so
+that the full one is 0.41 times as wide as high.
 
 Labels, as in CityPersons: ``pedestrian``; ``rider``, ``sitting person`` and ``person (other)`` (a
 bending person) for other postures; ``person group`` for a crowd that is annotated as one region;
@@ -31,8 +32,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-VERSION = 1  # raised whenever the same parameters would draw other pictures
+VERSION = 2  # raised whenever the same parameters would draw other pictures
 PROVENANCE = "streets.json"
+ASPECT = 0.41  # width over height of a pedestrian's box, as CityPersons was annotated
 MIN_VISIBLE = 0.10  # share of a person's pixels; who shows less becomes an ignore region
 CITIES = {"train": ("ash", "birch", "hazel", "maple"), "val": ("rowan", "willow")}
 
@@ -1369,6 +1371,8 @@ class _Street:
                 label = "ignore"
             if label in ("ignore", "person group"):  # a region seen, without a hidden part
                 full = visible
+            elif label == "pedestrian":
+                full, visible = _aligned(full, visible, self.width)
             kind = {"rider": 25000, "ignore": 0, "person group": 0}.get(label, 24000)
             rows.append(
                 {
@@ -1380,6 +1384,23 @@ class _Street:
             )
             renumber[number] = len(rows)
         return rows, renumber[owner]
+
+
+def _aligned(full, visible, image_width):
+    """The boxes of a walker in CityPersons' convention: head to feet, ``ASPECT`` times as wide.
+
+    Both boxes are stretched alike about the middle of the body, so that the visible share stays.
+    """
+    x, y, w, h = full
+    wide = max(round(ASPECT * h), 1)
+    left = math.floor(x + w / 2 - wide / 2)
+    stretch = wide / w
+    start = max(round(left + (visible[0] - x) * stretch), left, 0)
+    end = min(round(left + (visible[0] + visible[2] - x) * stretch), left + wide, image_width)
+    # A sliver may round to nothing, or be stretched out of the picture: keep one column of it.
+    start = min(start, left + wide - 1, image_width - 1)
+    end = max(end, start + 1)
+    return [left, y, wide, h], [start, visible[1], end - start, visible[3]]
 
 
 def _tight_box(mask):
