@@ -40,4 +40,4 @@ lint: $(READY)
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs .venv/bin/clang-format --dry-run -Werror
 
 clean:
-	rm -rf build *.egg-info hkd_d2/*.so
+	rm -rf build *.egg-info hkd_d2/*.so $(READY)

@@ -1,6 +1,10 @@
 """Fixtures over the detectors of small_detectors.py."""
 
 import copy
+import os
+
+# Tiny networks: threads would only wait for each other, in subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -4,13 +4,13 @@
 #
 #   PYTHON   interpreter to start from, 3.11 or newer       (python3)
 #   TORCH    what pip installs for PyTorch and torchvision   (torch==2.14.1 torchvision==0.29.1)
-#   EXTRAS   extras of this package                          (dev)
+#   EXTRAS   extras of this package                          (dev,timm)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-torch==2.14.1 torchvision==0.29.1}
-EXTRAS=${EXTRAS:-dev}
+EXTRAS=${EXTRAS:-dev,timm}
 VENV=.venv
 say() { printf '\n== %s\n' "$*"; }
 

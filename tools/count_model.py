@@ -6,6 +6,8 @@ Example::
     python tools/count_model.py configs/teacher_citypersons.yaml configs/student_citypersons.yaml
 """
 
+import hkd_d2._requirements  # noqa: F401  isort: skip
+
 import argparse
 from pathlib import Path
 

@@ -14,11 +14,13 @@ pip() { $py -m pip --disable-pip-version-check --quiet "$@"; }
 
 if command -v git >/dev/null && GIT_TERMINAL_PROMPT=0 timeout 30 git ls-remote "$upstream" HEAD >/dev/null 2>&1; then
     say "Detectron2 from $upstream"
-    pip install --no-build-isolation "git+$upstream"
-    exit
+    if pip install --no-build-isolation "git+$upstream"; then
+        exit
+    fi
+    say "Detectron2 from $upstream did not build"
 fi
 
-say "Detectron2: $upstream cannot be reached, so upstream's code is taken from the wheel $wheel"
+say "Detectron2: $upstream cannot be used here, so upstream's code is taken from the wheel $wheel"
 echo "   (without Detectron2's own compiled operators, which this project does not use)"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

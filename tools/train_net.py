@@ -8,6 +8,8 @@
 On a machine without a GPU add MODEL.DEVICE cpu.
 """
 
+import hkd_d2._requirements  # noqa: F401  isort: skip
+
 import os
 import sys
 from pathlib import Path
@@ -45,6 +47,8 @@ def setup(args):
         # The student is evaluated alone, so its teacher need not be there.
         if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
             cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    if args.eval_only:
+        cfg.HKD.BACKBONE.PRETRAINED = False  # the checkpoint has every weight
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is cuda and no GPU is found; add 'MODEL.DEVICE cpu'.")
     cfg.freeze()
@@ -85,7 +89,7 @@ def invoke_main():
             dist_url=args.dist_url,
             args=(args,),
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         # What the user can mend is one sentence; what is ours to mend keeps its traceback.
         if os.environ.get("HKD_TRACEBACK"):
             raise
@@ -94,7 +98,11 @@ def invoke_main():
         # One process of several: its traceback came as text, and ends with the error.
         last = str(error).strip().splitlines()[-1]
         kind, _, sentence = last.partition(": ")
-        if os.environ.get("HKD_TRACEBACK") or kind not in ("ValueError", "FileNotFoundError"):
+        if os.environ.get("HKD_TRACEBACK") or kind not in (
+            "ValueError",
+            "FileNotFoundError",
+            "ImportError",
+        ):
             raise
         sys.exit(f"train_net.py: {sentence}")
 

@@ -73,6 +73,7 @@ class Pyramid(Term):
             boxes=targets.boxes if masked else None,
             ignore_boxes=targets.ignore_boxes if masked else None,
             strides=self.strides,
+            assign_ignore="all",  # nobody knows what is in there, at any scale
             distance=self.distance,
             background_weight=self.background_weight if self.mask == "split" else None,
             level_weights=inverse_variances(teacher_maps) if self.normalize else None,

@@ -1,5 +1,7 @@
 """Training and evaluation of students, alone or beside a teacher."""
 
+import hkd_d2._requirements  # noqa: F401  isort: skip
+
 from hkd_d2.engine.trainer import Trainer, evaluate
 
 __all__ = ["Trainer", "evaluate"]

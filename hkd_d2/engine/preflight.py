@@ -23,30 +23,37 @@ logger = logging.getLogger(__name__)
 TRIAL_SIZE = (256, 256)
 
 
-def check_data(cfg: CfgNode, model: nn.Module) -> None:
-    """Check the training sets: registered, not empty, images whole, ignore rows understood."""
-    names = list(cfg.DATASETS.TRAIN)
-    if not names:
+def check_data(cfg: CfgNode) -> None:
+    """Check every data set of the config: registered, not empty, its images whole."""
+    if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        check_image_files(check_records(name), name)
+
+
+def check_labels(cfg: CfgNode, model: nn.Module) -> None:
+    """Check that the model's heads know the classes and the ignore rows of the training sets."""
     detector = getattr(model, "student", model)
-    aware = isinstance(getattr(detector, "proposal_generator", None), IgnoreAwareRPN) and (
-        isinstance(getattr(detector, "roi_heads", None), IgnoreAwareROIHeads)
-    )
-    for name in [*names, *cfg.DATASETS.TEST]:
-        records = check_records(name)
-        check_image_files(records, name)
-        if name not in names or aware:
-            continue
-        ignored = sum(
-            is_ignored(row, cfg.HKD.DATA.MIN_HEIGHT, cfg.HKD.DATA.MIN_VISIBILITY)
-            for record in records
-            for row in record["annotations"]
-        )
-        if ignored:
+    rpn, heads = (getattr(detector, n, None) for n in ("proposal_generator", "roi_heads"))
+    aware = isinstance(rpn, IgnoreAwareRPN) and isinstance(heads, IgnoreAwareROIHeads)
+    for name in cfg.DATASETS.TRAIN:
+        rows = [row for record in check_records(name) for row in record["annotations"]]
+        counted = [
+            row
+            for row in rows
+            if not is_ignored(row, cfg.HKD.DATA.MIN_HEIGHT, cfg.HKD.DATA.MIN_VISIBILITY)
+        ]
+        if len(counted) < len(rows) and not aware:
             raise ValueError(
-                f"'{name}' has {ignored} boxes to be ignored, which the model's heads would take "
-                "for objects; set MODEL.PROPOSAL_GENERATOR.NAME to IgnoreAwareRPN and "
-                "MODEL.ROI_HEADS.NAME to IgnoreAwareROIHeads."
+                f"'{name}' has {len(rows) - len(counted)} boxes to be ignored, which the model's "
+                "heads would take for objects; set MODEL.PROPOSAL_GENERATOR.NAME to IgnoreAwareRPN "
+                "and MODEL.ROI_HEADS.NAME to IgnoreAwareROIHeads."
+            )
+        top = max((row["category_id"] for row in counted), default=-1)
+        if heads is not None and top >= heads.num_classes:
+            raise ValueError(
+                f"'{name}' has {top + 1} classes and MODEL.ROI_HEADS.NUM_CLASSES is "
+                f"{heads.num_classes}; set it to {top + 1} or mark the other classes ignore."
             )
 
 
@@ -64,8 +71,8 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def check_terms(model: nn.Module) -> dict[str, float]:
     """Run one training forward on a noise image and check that each term is alive.
 
-    A term is alive if its unweighted loss is finite and it has a non-zero gradient on some
-    parameter of the student. The model's buffers and every random state are put back.
+    A term is alive if its unweighted loss is finite and depends on some parameter of the student.
+    The model's buffers and every random state are put back.
 
     Returns:
         dict[str, float]: the unweighted losses.
@@ -103,7 +110,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
 
 
 def check_alive(name: str, loss: torch.Tensor, parameters: list[nn.Parameter]) -> None:
-    """Raise ValueError unless ``loss`` is finite and moves one of ``parameters``."""
+    """Raise ValueError unless ``loss`` is finite and depends on one of ``parameters``."""
     if not torch.isfinite(loss):
         raise ValueError(
             f"The term '{name}' is {loss.item()} before the first step; check the teacher's "
@@ -112,11 +119,18 @@ def check_alive(name: str, loss: torch.Tensor, parameters: list[nn.Parameter]) -
     grads = []
     if loss.requires_grad and parameters:
         grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    if not any(g is not None and bool(g.any()) for g in grads):
+    reached = [g for g in grads if g is not None]
+    if not reached:
         raise ValueError(
-            f"The term '{name}' gives the student no gradient: nothing it compares differs or "
-            f"depends on a trainable parameter; check HKD.{name.upper()} and "
-            "MODEL.BACKBONE.FREEZE_AT, or remove it from HKD.TERMS."
+            f"The term '{name}' gives the student no gradient: nothing it compares depends on a "
+            f"trainable parameter; check HKD.{name.upper()} and MODEL.BACKBONE.FREEZE_AT, or "
+            "remove it from HKD.TERMS."
+        )
+    if not any(bool(g.any()) for g in reached):
+        logger.warning(
+            "The term '%s' is flat on the noise image; see in the log that hkd/%s_raw falls.",
+            name,
+            name,
         )
 
 

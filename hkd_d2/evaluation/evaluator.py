@@ -1,5 +1,7 @@
 """Pedestrian detection scores inside Detectron2: log-average miss rate beside COCO AP."""
 
+import hkd_d2._requirements  # noqa: F401  isort: skip
+
 import contextlib
 import io
 import json

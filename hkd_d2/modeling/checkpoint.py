@@ -35,7 +35,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         """Load as Detectron2 does.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such file, or one that cannot be fetched.
             ValueError: a file that is no checkpoint.
         """
         if path and "://" not in path and not os.path.isfile(path):
@@ -44,8 +44,14 @@ class StudentCheckpointer(DetectionCheckpointer):
             )
         try:
             return super().load(path, *args, **kwargs)
+        except OSError as error:
+            self._parsed_url_during_load = None
+            raise FileNotFoundError(
+                f"'{path}' could not be fetched ({error}); download it where there is a network "
+                "and give the file's path in MODEL.WEIGHTS or HKD.TEACHER.WEIGHTS."
+            ) from error
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            if "Error(s) in loading state_dict" in str(error):
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
             self._parsed_url_during_load = None
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -62,7 +68,7 @@ class StudentCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: an empty path or no such file.
-            ValueError: keys that are missing or have another shape.
+            ValueError: keys that are missing, have another shape, or belong to another body.
         """
         if not path:
             raise FileNotFoundError(
@@ -88,6 +94,16 @@ class StudentCheckpointer(DetectionCheckpointer):
                 f"'{path}' is not a checkpoint of {owner}: {len(missing)} keys of the model are "
                 f"missing, '{missing[0]}' for one; give the weights of this architecture or the "
                 "config of these weights."
+            )
+        # Heads for masks or keypoints may be left over; a deeper body or box head may not.
+        extra = [
+            k for k in seen[0].unexpected_keys if k.startswith(("backbone.", "roi_heads.box_"))
+        ]
+        if extra:
+            raise ValueError(
+                f"'{path}' is not a checkpoint of {owner}: the model has no '{extra[0]}' "
+                f"({len(extra)} such keys); give the weights of this architecture or the config of "
+                "these weights."
             )
 
     def resume_or_load(self, path, *, resume=True):

@@ -29,7 +29,8 @@ def covered_by_ignore(boxes: Boxes, ignore_boxes: Boxes) -> torch.Tensor:
     """Which boxes have at least :data:`IGNORE_SHARE` of their area in one ignore box, (R,) bool."""
     if len(ignore_boxes) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    return pairwise_ioa(ignore_boxes, boxes).amax(dim=0) >= IGNORE_SHARE
+    share = retry_if_cuda_oom(pairwise_ioa)(ignore_boxes, boxes).amax(dim=0)
+    return (share >= IGNORE_SHARE).to(boxes.device)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

@@ -55,7 +55,7 @@ class HKDDetector(nn.Module):
         super().__init__()
         two_stage.check_two_stage(student, "student")
         self.student = student
-        self.terms = terms
+        self.terms = terms.to(student.device)
         self.teacher = teacher
         self.gradient_share_period = gradient_share_period
         self.needs = frozenset().union(*(term.needs for term in terms.values()))
@@ -223,7 +223,7 @@ def gradient_shares(
 def forked_random_state():
     """Restore Python's, numpy's and torch's random states on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:

@@ -118,8 +118,13 @@ class Teacher:
                     model.proposal_generator, teacher_pass.dense, teacher_pass.images
                 )
             if needs & {POOLED, HIDDEN, PREDICTIONS}:
+                # Detectron2 rounds boxes to the precision of the features that it pools.
+                features = {
+                    name: teacher_pass.features[name].float()
+                    for name in model.roi_heads.box_in_features
+                }
                 teacher_pass.regions = two_stage.region_stage(
-                    model.roi_heads, teacher_pass.features, boxes, needs
+                    model.roi_heads, features, boxes, needs
                 )
 
     def _autocast(self):

@@ -7,7 +7,14 @@ kernel beside it, which ``impl`` selects.
 import functools
 import inspect
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError(
+        "hkd_d2.ops needs PyTorch, which is not installed; install it with: pip install torch"
+    ) from None
 
 from hkd_d2.ops import _library, logit_distillation, reference
 from hkd_d2.ops.reference import (

@@ -141,6 +141,7 @@ def feature_imitation_loss(
     foreground_weight=1.0,
     background_weight=None,
     assign="level",
+    assign_ignore=None,
     rasterize="cells",
     level_weights=None,
     adapter=None,
@@ -171,13 +172,14 @@ def feature_imitation_loss(
         boxes (list[Tensor], optional): per image (R_n, 4) float32 XYXY in pixels of the padded
             image.
         strides (sequence of float, optional): pixels a cell of each level; needed with boxes.
-        ignore_boxes (list[Tensor], optional): as ``boxes``, and given to levels as they are.
+        ignore_boxes (list[Tensor], optional): as ``boxes``.
         distance (str): see above.
         foreground_weight (float): weight of cells under boxes.
         background_weight (float, optional): weight of the other cells; None is 0 with boxes and 1
             without.
         assign (str): ``level`` paints a box on its level only (:func:`assign_boxes_to_levels`),
             ``all`` on every level.
+        assign_ignore (str, optional): the same for ``ignore_boxes``; None for ``assign``.
         rasterize (str): which cells a box covers (:func:`rasterize_boxes`).
         level_weights (Tensor or list, optional): (L,) factors ``v`` of the levels.
         adapter (optional): 1x1 adapter ``(weight (C_t, C_s), bias (C_t,) or None)`` for all levels,
@@ -192,6 +194,8 @@ def feature_imitation_loss(
     _checks.paired_pyramids(student, teacher)
     _checks.one_of("distance", distance, DISTANCES)
     _checks.one_of("assign", assign, ("level", "all"))
+    assign_ignore = assign if assign_ignore is None else assign_ignore
+    _checks.one_of("assign_ignore", assign_ignore, ("level", "all"))
     _checks.one_of("rasterize", rasterize, RASTERIZE_RULES)
     adapter = _checks.adapters(adapter, student, teacher)
     for name, value in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
@@ -221,8 +225,8 @@ def feature_imitation_loss(
     if masked and boxes is None:
         boxes = [student[0].new_zeros(0, 4, dtype=torch.float32)] * len(student[0])
 
-    def on_level(box_list, level):
-        if assign == "all" or box_list is None:
+    def on_level(box_list, level, rule):
+        if rule == "all" or box_list is None:
             return box_list
         return [b[assign_boxes_to_levels(b, strides) == level] for b in box_list]
 
@@ -241,8 +245,8 @@ def feature_imitation_loss(
             continue
         weights = _cell_weights(
             s.shape,
-            on_level(boxes, level),
-            on_level(ignore_boxes, level),
+            on_level(boxes, level, assign),
+            on_level(ignore_boxes, level, assign_ignore),
             strides[level] if strides else 1.0,
             rasterize,
             foreground_weight,

@@ -174,15 +174,30 @@ def test_ignore_rows_need_heads_that_know_them(trainable):
         Trainer(trainable)
 
 
-@pytest.mark.parametrize("harm", ["cut", "text", "missing", "size"])
+def test_more_classes_than_the_heads_have(trainable, tmp_path):
+    file = tmp_path / "data/annotations.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 2, "name": "car"})
+    content["annotations"][0]["category_id"] = 2
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has 2 classes and MODEL.ROI_HEADS.NUM_CLASSES is 1"):
+        Trainer(trainable)
+
+
+@pytest.mark.parametrize("harm", ["cut", "corrupt", "text", "missing", "size"])
 def test_broken_images_stop_the_run_before_the_first_step(trainable, tmp_path, harm):
     image = tmp_path / "data/images/002.png"
     if harm == "cut":
         image.write_bytes(image.read_bytes()[:-200])
-        sentence = "002.png' is cut short"
+        sentence = "002.png' cannot be read"
+    elif harm == "corrupt":
+        content = bytearray(image.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+        image.write_bytes(content)
+        sentence = "002.png' cannot be read"
     elif harm == "text":
         image.write_text("not a picture")
-        sentence = "002.png' cannot be opened"
+        sentence = "002.png' cannot be read"
     elif harm == "missing":
         image.unlink()
         sentence = "002.png"

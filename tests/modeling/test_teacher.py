@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from small_detectors import small_config
+from detectron2.structures import Boxes
+from small_detectors import save_teacher, small_config
+from torchvision.ops import roi_align
 
+from hkd_d2.distillation.detector_pass import DetectorPass
+from hkd_d2.distillation.term import POOLED
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 
@@ -44,6 +48,16 @@ def test_weights_of_another_architecture(hkd_cfg, tmp_path):
     )
 
 
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(path):
+        raise OSError("no network")
+
+    checkpointer = StudentCheckpointer(torch.nn.Linear(2, 2))
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
+    with pytest.raises(FileNotFoundError, match="'detectron2://x.pkl' could not be fetched"):
+        checkpointer.load("detectron2://x.pkl")
+
+
 def test_files_that_are_no_checkpoints(tmp_path):
     model = torch.nn.Linear(2, 2)
     (tmp_path / "text.pth").write_text("not a checkpoint")
@@ -77,6 +91,30 @@ def test_model_zoo_pickles_load(tmp_path):
         model = torch.nn.Linear(2, 2)
         StudentCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
         assert model.weight.tolist() == [[0, 1], [2, 3]] and model.bias.tolist() == [5, 6]
+
+
+def test_weights_of_a_deeper_body(hkd_cfg, tmp_path):
+    cfg = small_config(channels=32, hidden=40, width=0.5)
+    cfg.HKD.BACKBONE.BLOCKS = [1, 2, 1, 1]
+    hkd_cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)[1]
+    with pytest.raises(ValueError, match=r"the model has no 'backbone.bottom_up.res3.1"):
+        build_model(hkd_cfg)
+
+
+def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build):
+    hkd_cfg.HKD.TEACHER.PRECISION = "bf16"
+    teacher = build(hkd_cfg).teacher
+    # A ramp: the value of a cell is its column. Wide boxes far right; bfloat16 knows 1800, 1808.
+    columns = torch.arange(512, dtype=torch.bfloat16).expand(1, 32, 16, 512)
+    maps = {n: columns[..., :: 2**i, :: 2**i] for i, n in enumerate(["p2", "p3", "p4", "p5", "p6"])}
+    boxes = [Boxes(torch.tensor([[1803.0, 8.0, 1843.0, 48.0]]))]
+    found = DetectorPass(images=None, features=maps)
+    teacher.advance(found, boxes, frozenset({POOLED}))
+    cells = maps["p2"].float()
+    expected = roi_align(
+        cells, [boxes[0].tensor], 3, spatial_scale=0.25, sampling_ratio=0, aligned=True
+    )
+    assert torch.allclose(found.regions.pooled.float(), expected, atol=0.02)
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
