@@ -61,6 +61,16 @@ def test_whole_maps_by_hand(distance, expected):
         ({"boxes": BOX, "background_weight": 1.0, "foreground_weight": 4.0}, 4.95),
         # (0, 0) is ignored only: (2.5+8.5 + 0.5 * 4.5) / 2.5 = 5.3; (0, 1) stays foreground
         ({"boxes": BOX, "ignore_boxes": IGNORE, "background_weight": 0.5}, 5.15),
+        # the region hides the only cell of level 1 too: (5.3 + 0) / 2
+        (
+            {
+                "boxes": BOX,
+                "ignore_boxes": IGNORE,
+                "background_weight": 0.5,
+                "assign_ignore": "all",
+            },
+            2.65,
+        ),
         # without boxes all cells but the ignored: (4.5+8.5)/2 = 6.5
         ({"ignore_boxes": IGNORE}, 5.75),
         # nothing counts

@@ -57,11 +57,24 @@ def test_ops_work_with_pytorch_alone():
     assert result.stdout.splitlines() == ["0.0", "['hkd_d2._C', 'hkd_d2.ops']"]
 
 
-def test_a_missing_detectron2_is_one_sentence():
-    result = run_without(["detectron2"], "import hkd_d2.config")
+@pytest.mark.parametrize(
+    "missing, module",
+    [
+        ("detectron2", "hkd_d2.config"),
+        ("detectron2", "hkd_d2.data"),
+        ("detectron2", "hkd_d2.engine"),
+        ("detectron2", "hkd_d2.modeling.meta_arch"),
+        ("torchvision", "hkd_d2.distillation"),
+        ("torch", "hkd_d2.config"),
+        ("torch", "hkd_d2.ops"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(missing, module):
+    result = run_without([missing], f"import {module}")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: hkd_d2 needs Detectron2") and "pip install" in last
+    assert last.startswith("ImportError: hkd_d2") and "pip install" in last
+    assert missing in last.lower() or "pytorch" in last.lower()
 
 
 def test_without_the_compiled_module_the_definitions_run():
