@@ -8,6 +8,7 @@ import logging
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -28,7 +29,10 @@ def check_data(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
-        check_image_files(check_records(name), name)
+        records = check_records(name)
+        if comm.is_main_process():  # one reader of every file is enough
+            logger.info("Checking the %d images of %s", len(records), name)
+            check_image_files(records, name)
 
 
 def check_labels(cfg: CfgNode, model: nn.Module) -> None:
