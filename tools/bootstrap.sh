@@ -24,8 +24,10 @@ if [ ! -x $VENV/bin/python ]; then
 fi
 py=$VENV/bin/python
 pip() { $py -m pip --disable-pip-version-check --quiet "$@"; }
-# setuptools 81 dropped pkg_resources, which Detectron2 imports.
-pip install --upgrade pip 'setuptools<81' wheel ninja
+if ! $py -c 'import pkg_resources, wheel, ninja' 2>/dev/null; then
+    # setuptools 81 dropped pkg_resources, which Detectron2 imports.
+    pip install --upgrade pip 'setuptools<81' wheel ninja
+fi
 
 if ! $py -c 'import torch, torchvision' 2>/dev/null; then
     say "PyTorch ($TORCH): the largest part, some minutes on a slow line"

@@ -27,6 +27,9 @@ from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.engine import Trainer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
+# What the user can mend is one sentence; what is ours to mend keeps its traceback.
+MENDABLE = (ValueError, FileNotFoundError, ImportError)
+
 
 def setup(args):
     """Make the config of the command line, and start logging."""
@@ -43,12 +46,11 @@ def setup(args):
     beside = Path(args.config_file).parent / teacher
     if teacher and beside.is_file():
         cfg.HKD.TEACHER.CONFIG_FILE = str(beside)
-    if args.eval_only and not cfg.HKD.EVALUATION.TEACHER:
-        # The student is evaluated alone, so its teacher need not be there.
-        if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
-            cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
     if args.eval_only:
         cfg.HKD.BACKBONE.PRETRAINED = False  # the checkpoint has every weight
+        if cfg.MODEL.META_ARCHITECTURE == "HKDDetector" and not cfg.HKD.EVALUATION.TEACHER:
+            # The student is evaluated alone, so its teacher need not be there.
+            cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE is cuda and no GPU is found; add 'MODEL.DEVICE cpu'.")
     cfg.freeze()
@@ -89,8 +91,7 @@ def invoke_main():
             dist_url=args.dist_url,
             args=(args,),
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        # What the user can mend is one sentence; what is ours to mend keeps its traceback.
+    except MENDABLE as error:
         if os.environ.get("HKD_TRACEBACK"):
             raise
         sys.exit(f"train_net.py: {error}")
@@ -98,11 +99,7 @@ def invoke_main():
         # One process of several: its traceback came as text, and ends with the error.
         last = str(error).strip().splitlines()[-1]
         kind, _, sentence = last.partition(": ")
-        if os.environ.get("HKD_TRACEBACK") or kind not in (
-            "ValueError",
-            "FileNotFoundError",
-            "ImportError",
-        ):
+        if os.environ.get("HKD_TRACEBACK") or kind not in [e.__name__ for e in MENDABLE]:
             raise
         sys.exit(f"train_net.py: {sentence}")
 

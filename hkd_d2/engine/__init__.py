@@ -2,6 +2,6 @@
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
-from hkd_d2.engine.trainer import Trainer, evaluate
+from hkd_d2.engine.trainer import Trainer
 
-__all__ = ["Trainer", "evaluate"]
+__all__ = ["Trainer"]

@@ -24,24 +24,34 @@ logger = logging.getLogger(__name__)
 TRIAL_SIZE = (256, 256)
 
 
-def check_data(cfg: CfgNode) -> None:
-    """Check every data set of the config: registered, not empty, its images whole."""
+def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
+    """Check every data set of the config: registered, not empty, its images whole.
+
+    Returns:
+        dict[str, list[dict]]: the records of each training set.
+    """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
-    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
-        records = check_records(name)
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    datasets = {name: check_records(name) for name in names}
+    for name, records in datasets.items():
         if comm.is_main_process():  # one reader of every file is enough
             logger.info("Checking the %d images of %s", len(records), name)
             check_image_files(records, name)
+    return {name: datasets[name] for name in cfg.DATASETS.TRAIN}
 
 
-def check_labels(cfg: CfgNode, model: nn.Module) -> None:
-    """Check that the model's heads know the classes and the ignore rows of the training sets."""
+def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]) -> None:
+    """Check that the model's heads know the classes and the ignore rows of the training sets.
+
+    Args:
+        datasets (dict[str, list[dict]]): from :func:`check_data`.
+    """
     detector = getattr(model, "student", model)
     rpn, heads = (getattr(detector, n, None) for n in ("proposal_generator", "roi_heads"))
     aware = isinstance(rpn, IgnoreAwareRPN) and isinstance(heads, IgnoreAwareROIHeads)
-    for name in cfg.DATASETS.TRAIN:
-        rows = [row for record in check_records(name) for row in record["annotations"]]
+    for name, records in datasets.items():
+        rows = [row for record in records for row in record["annotations"]]
         counted = [
             row
             for row in rows

@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.utils import comm
-from torch import nn
 
 from hkd_d2.data.datasets import register_datasets
 from hkd_d2.data.mapper import PedestrianMapper
@@ -40,9 +39,9 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         register_datasets(cfg)
-        preflight.check_data(cfg)
+        datasets = preflight.check_data(cfg)
         model = self.build_model(cfg)
-        preflight.check_labels(cfg, model)
+        preflight.check_labels(cfg, model, datasets)
         optimizer = self.build_optimizer(cfg, model)
         preflight.check_optimizer(model, optimizer)
         preflight.check_terms(model)
@@ -118,15 +117,5 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher_cfg.HKD.EVALUATION.MISSING_POINT = cfg.HKD.EVALUATION.MISSING_POINT
-    teacher_cfg.HKD.EVALUATION.TEACHER = False
     teacher_cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/teacher"
     return teacher_cfg
-
-
-def evaluate(cfg: CfgNode, model: nn.Module) -> dict:
-    """Evaluate ``model`` on ``cfg.DATASETS.TEST`` as the trainer does.
-
-    Returns:
-        dict: metrics, by data set where there are several.
-    """
-    return Trainer.test(cfg, model)

@@ -81,30 +81,28 @@ class StudentCheckpointer(DetectionCheckpointer):
             self.load(path, checkpointables=[])
         finally:
             self._log_incompatible_keys = log
-        missing, shapes = seen[0].missing_keys, seen[0].incorrect_shapes
-        if shapes:
-            key, found, wanted = shapes[0]
-            raise ValueError(
-                f"'{path}' is not a checkpoint of {owner}: '{key}' has shape {found} in the file "
-                f"and {wanted} in the model ({len(shapes)} such keys); give the weights of this "
-                "architecture or the config of these weights."
-            )
-        if missing:
-            raise ValueError(
-                f"'{path}' is not a checkpoint of {owner}: {len(missing)} keys of the model are "
-                f"missing, '{missing[0]}' for one; give the weights of this architecture or the "
-                "config of these weights."
-            )
+        found = seen[0]
         # Heads for masks or keypoints may be left over; a deeper body or box head may not.
-        extra = [
-            k for k in seen[0].unexpected_keys if k.startswith(("backbone.", "roi_heads.box_"))
-        ]
-        if extra:
-            raise ValueError(
-                f"'{path}' is not a checkpoint of {owner}: the model has no '{extra[0]}' "
-                f"({len(extra)} such keys); give the weights of this architecture or the config of "
-                "these weights."
+        extra = [k for k in found.unexpected_keys if k.startswith(("backbone.", "roi_heads.box_"))]
+        if found.incorrect_shapes:
+            key, in_file, in_model = found.incorrect_shapes[0]
+            wrong = (
+                f"'{key}' has shape {in_file} in the file and {in_model} in the model "
+                f"({len(found.incorrect_shapes)} such keys)"
             )
+        elif found.missing_keys:
+            wrong = (
+                f"{len(found.missing_keys)} keys of the model are missing, "
+                f"'{found.missing_keys[0]}' for one"
+            )
+        elif extra:
+            wrong = f"the model has no '{extra[0]}' ({len(extra)} such keys)"
+        else:
+            return
+        raise ValueError(
+            f"'{path}' is not a checkpoint of {owner}: {wrong}; give the weights of this "
+            "architecture or the config of these weights."
+        )
 
     def resume_or_load(self, path, *, resume=True):
         """As Detectron2's, for a run that may have terms.

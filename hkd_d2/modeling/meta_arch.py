@@ -58,8 +58,7 @@ class HKDDetector(nn.Module):
         self.terms = terms.to(student.device)
         self.teacher = teacher
         self.gradient_share_period = gradient_share_period
-        self.needs = frozenset().union(*(term.needs for term in terms.values()))
-        if self.needs and teacher is None:
+        if teacher is None and any(term.needs for term in terms.values()):
             raise ValueError("The distillation terms read a teacher and none is given.")
         if teacher is not None:
             ours = max(student.backbone.size_divisibility, 1)
