@@ -1,14 +1,13 @@
 """Two processes on the CPU agree with one process on the doubled batch."""
 
 import copy
-import socket
 
 import torch
-import torch.multiprocessing as mp
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from small_detectors import make_batch
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import run_in_two_processes
 
 STEPS = 3
 
@@ -39,11 +38,7 @@ def train(model, parameters, batches):
             storage.step()
 
 
-def one_rank(rank, port, cfg, batches, path):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def one_rank(rank, cfg, batches, path):
     import hkd_d2.config  # noqa: F401  (registrations)
 
     torch.manual_seed(rank)  # DDP has to make the students alike, not the seed
@@ -58,17 +53,13 @@ def one_rank(rank, port, cfg, batches, path):
         assert torch.equal(value, teacher[name]), name
     assert not any("teacher" in name for name, _ in model.named_parameters())
     torch.save([p.detach() for p in detector.parameters()], f"{path}.{rank}")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one_on_the_doubled_batch(hkd_cfg, tmp_path):
     cfg = deterministic_sampling(hkd_cfg)
     batches = [make_batch(sizes=((64, 96), (64, 96)), seed=s) for s in range(STEPS)]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     path = str(tmp_path / "parameters")
-    mp.spawn(one_rank, args=(port, cfg, batches, path), nprocs=2)
+    run_in_two_processes(one_rank, cfg, batches, path)
 
     detector = build_model(cfg).train()
     start = torch.load(path + ".start", weights_only=True)

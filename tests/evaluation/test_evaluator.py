@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
+from two_processes import run_in_two_processes
 
 from hkd_d2.evaluation import (
     PedestrianEvaluator,
@@ -248,10 +248,7 @@ def test_malformed_records_are_named(change, message):
         coco_ground_truth(rows)
 
 
-def evaluate_on_rank(rank, port, output_dir):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def evaluate_on_rank(rank, output_dir):
     DatasetCatalog.register(NAME, records)
     evaluator = PedestrianEvaluator(NAME, output_dir)
     # both see the second image, as a sampler that pads the last round makes them
@@ -259,14 +256,10 @@ def evaluate_on_rank(rank, port, output_dir):
         evaluator.process([row], [{"instances": instances(PREDICTIONS[row["image_id"]])}])
     results = evaluator.evaluate()
     Path(output_dir, f"rank{rank}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_score_as_one(dataset, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_on_rank, (port, str(tmp_path)), nprocs=2)
+    run_in_two_processes(evaluate_on_rank, str(tmp_path))
     expected = run(PedestrianEvaluator(dataset))
     results = json.loads((tmp_path / "rank0.json").read_text())
     assert results["miss_rate"] == expected["miss_rate"]

@@ -1,0 +1,26 @@
+"""Runs a function in two processes that make one gloo group."""
+
+import os
+import socket
+
+import torch
+
+
+def run_in_two_processes(function, *args):
+    """Call ``function(rank, *args)`` as rank 0 and rank 1; raise what one of them raises."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (port, function, args), nprocs=2)
+
+
+def _rank(rank, port, function, args):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    function(rank, *args)
+    torch.distributed.barrier()
+    # A thread of gloo that wakes while the interpreter is taken down ends the process with SIGABRT,
+    # rarely. All work is done and written here, so the interpreter is not taken down.
+    os._exit(0)
