@@ -37,6 +37,27 @@ def _load():
 COMPILED = _load()
 
 
+def register(operator, *, fake, backward_fake, setup_context, backward):
+    """Give a compiled operator and its ``_backward`` their fake kernels and autograd.
+
+    Nothing happens where the operator is not compiled. The backward operator refuses to be
+    differentiated: without a formula, PyTorch would give wrong second derivatives with a warning.
+    """
+    if not any(name == operator for name, _ in COMPILED):
+        return
+
+    def no_double_backward(ctx, *grads):
+        raise RuntimeError(
+            f"The compiled {operator} has no second derivative; pass impl='reference'."
+        )
+
+    name = f"hkd_d2::{operator}"
+    torch.library.register_fake(name, fake)
+    torch.library.register_fake(f"{name}_backward", backward_fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+    torch.library.register_autograd(f"{name}_backward", no_double_backward)
+
+
 def use_fused(impl, operator, device):
     """Resolve ``impl`` to True (compiled) or False (reference).
 

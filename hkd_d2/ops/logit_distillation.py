@@ -47,16 +47,10 @@ def _kl_backward(ctx, grad):
     return gradient, None, None, None, None
 
 
-def _no_double_backward(ctx, grad):
-    raise RuntimeError(
-        "The compiled kl_distillation_loss has no second derivative; pass impl='reference'."
-    )
-
-
-if any(operator == "kl_distillation_loss" for operator, _ in _library.COMPILED):
-    torch.library.register_fake("hkd_d2::kl_distillation_loss", _kl_fake)
-    torch.library.register_fake("hkd_d2::kl_distillation_loss_backward", _kl_backward_fake)
-    torch.library.register_autograd(
-        "hkd_d2::kl_distillation_loss", _kl_backward, setup_context=_kl_setup_context
-    )
-    torch.library.register_autograd("hkd_d2::kl_distillation_loss_backward", _no_double_backward)
+_library.register(
+    "kl_distillation_loss",
+    fake=_kl_fake,
+    backward_fake=_kl_backward_fake,
+    setup_context=_kl_setup_context,
+    backward=_kl_backward,
+)
