@@ -16,14 +16,21 @@
 
 namespace hkd {
 
+// kIsaNames has the names of those that are compiled.
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
+inline constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+
+// Clang would drop the whole target for the width, which it does not know.
+#if defined(__clang__)
+#define HKD_WIDTH_512
+#else
+#define HKD_WIDTH_512 ",prefer-vector-width=512"
+#endif
 #define HKD_AVX2 __attribute__((flatten, target("avx2,fma,f16c")))
 #define HKD_AVX512 \
-  __attribute__((  \
-      flatten,     \
-      target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+  __attribute__((flatten, target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" HKD_WIDTH_512)))
 
 // The widest set that the machine runs; HKD_CPU_ISA=baseline|avx2|avx512 lowers it.
 inline Isa best_isa() {
@@ -48,6 +55,8 @@ inline Isa best_isa() {
   return isa;
 }
 #else
+inline constexpr const char* kIsaNames[] = {"baseline"};
+
 #define HKD_AVX2
 #define HKD_AVX512
 

@@ -1,12 +1,16 @@
-"""Installing into an environment that has PyTorch, or lacks it. Slow: each case compiles."""
+"""Building and installing: what is built where, and what is said where something is missing."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from setuptools import Distribution
 
 import hkd_d2
 
@@ -39,6 +43,143 @@ def environment(tmp_path):
     return run
 
 
+@pytest.fixture
+def load_setup(checkout, monkeypatch):
+    """A function that gives the checkout's setup.py as a module, as if without a GPU."""
+    for name in ("FORCE_CUDA", "HKD_NO_CUDA", "TORCH_CUDA_ARCH_LIST", "DEBUG", "SANITIZE", "CXX"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(checkout)
+
+    def load():
+        spec = importlib.util.spec_from_file_location("setup_under_test", checkout / "setup.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def write_kernels(checkout):
+    for name in ("roi_align.cu", "roi_align_cuda.cpp"):
+        (checkout / "csrc" / "roi_align").mkdir(exist_ok=True)
+        (checkout / "csrc" / "roi_align" / name).touch()
+
+
+def write_nvcc(folder, release):
+    (folder / "bin").mkdir(parents=True)
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.88'\n")
+    nvcc.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "variable, gpu, kernels, pytorch, nvcc, expected",
+    [
+        (None, False, True, "13.0", "13.0", None),
+        ("FORCE_CUDA", False, True, "13.0", "13.1", (13, 1)),
+        (None, True, True, "13.0", "13.0", (13, 0)),
+        ("HKD_NO_CUDA", True, True, "13.0", "13.0", None),
+        # A GPU alone asks for nothing that is not there
+        (None, True, False, "13.0", "13.0", None),
+        (None, True, True, "13.0", None, None),
+        # but a request does,
+        ("FORCE_CUDA", True, False, "13.0", "13.0", "this version of hkd_d2 has CPU kernels only"),
+        ("FORCE_CUDA", False, True, None, "13.0", "is built without CUDA: install a CUDA build"),
+        ("FORCE_CUDA", False, True, "13.0", None, "there is no nvcc: set CUDA_HOME to a CUDA 13.0"),
+        # and what is there has to fit.
+        (
+            "FORCE_CUDA",
+            False,
+            True,
+            "13.0",
+            "12.9",
+            "is of CUDA 12.9, PyTorch .* of CUDA 13.0; set",
+        ),
+        (None, True, True, "12.6", "13.0", "is of CUDA 13.0, PyTorch .* of CUDA 12.6; set"),
+    ],
+)
+def test_cuda_kernels_are_built_where_they_can_be(
+    variable, gpu, kernels, pytorch, nvcc, expected, load_setup, checkout, monkeypatch, tmp_path
+):
+    if kernels:
+        write_kernels(checkout)
+    module = load_setup()
+    if nvcc:
+        write_nvcc(tmp_path / "cuda", nvcc)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(module, "CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setattr(module, "KERNELS", module.KERNELS if kernels else set())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.version, "cuda", pytorch)
+    if isinstance(expected, str):
+        with pytest.raises(SystemExit, match=expected):
+            module.cuda_toolkit()
+    else:
+        assert module.cuda_toolkit() == expected
+
+
+@pytest.mark.parametrize(
+    "toolkit, architectures",
+    [((12, 6), "8.0;9.0+PTX"), ((13, 0), "8.0;9.0;10.0;12.0+PTX")],
+)
+def test_every_source_has_its_module(toolkit, architectures, load_setup, checkout, monkeypatch):
+    write_kernels(checkout)
+    module = load_setup()
+    monkeypatch.setattr(module, "cuda_toolkit", lambda: toolkit)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(checkout))
+    cpu, cuda, native = module.extensions()
+    assert [e.name for e in (cpu, cuda, native)] == [
+        "hkd_d2._C",
+        "hkd_d2._C_cuda",
+        "hkd_d2._native",
+    ]
+    assert {"csrc/roi_align/roi_align.cu", "csrc/roi_align/roi_align_cuda.cpp"} <= {*cuda.sources}
+    assert native.sources == ["csrc/native.cpp"]
+    files = [str(p.relative_to(checkout)) for p in checkout.glob("csrc/**/*.c*")]
+    assert sorted(cpu.sources + cuda.sources + native.sources) == sorted(files)
+    assert not any("cuda" in path or path.endswith(".cu") for path in cpu.sources)
+    # Options of one do not reach another.
+    assert ("USE_CUDA", None) in cuda.define_macros and len(cpu.define_macros) == 1
+    assert str(Path(torch.__file__).parent / "include") not in native.include_dirs
+    version = "{}.{}".format(*toolkit)
+    facts = {
+        ("HKD_BUILD_CUDA", f'"{version}"'),
+        ("HKD_BUILD_CUDA_ARCHITECTURES", f'"{architectures}"'),
+    }
+    assert facts <= {*native.define_macros}
+
+
+def test_without_a_compiler_the_build_says_so(load_setup, monkeypatch):
+    module = load_setup()
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(SystemExit, match="needs a C.* compiler, .* no no-such-compiler; install"):
+        module.Build(Distribution()).build_extensions()
+
+
+def test_without_pybind11_the_build_says_so(load_setup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pybind11", None)
+    with pytest.raises(SystemExit, match="needs pybind11, .* pip install pybind11"):
+        load_setup()
+
+
+@pytest.mark.slow
+def test_the_wheel_is_for_one_python_and_the_operators_for_all(checkout):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    result = subprocess.run(
+        [*command, "-w", "dist", "."], cwd=checkout, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    tag = "cp{0}{1}-cp{0}{1}-".format(*sys.version_info)
+    assert f"-{tag}" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert {"hkd_d2/_C.abi3.so", f"hkd_d2/_native{suffix}"} <= {*names}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("isolation", [[], ["--no-build-isolation"]], ids=["isolated", "shared"])
 def test_editable_install(isolation, checkout, environment, tmp_path):
@@ -51,7 +192,8 @@ def test_editable_install(isolation, checkout, environment, tmp_path):
     assert install.returncode == 0, install.stdout + install.stderr
 
     program = (
-        "import torch, hkd_d2, hkd_d2._C; from hkd_d2.ops import kl_distillation_loss as kl; "
+        "import torch, hkd_d2, hkd_d2._C, hkd_d2._native; "
+        "from hkd_d2.ops import kl_distillation_loss as kl; "
         "print(hkd_d2.__version__, hkd_d2.__file__, hkd_d2._C.__file__); "
         "print(kl(torch.zeros(1, 2), torch.zeros(1, 2), impl='fused').item())"
     )

@@ -24,9 +24,9 @@ if [ ! -x $VENV/bin/python ]; then
 fi
 py=$VENV/bin/python
 pip() { $py -m pip --disable-pip-version-check --quiet "$@"; }
-if ! $py -c 'import pkg_resources, wheel, ninja' 2>/dev/null; then
+if ! $py -c 'import pkg_resources, wheel, ninja, pybind11' 2>/dev/null; then
     # setuptools 81 dropped pkg_resources, which Detectron2 imports.
-    pip install --upgrade pip 'setuptools<81' wheel ninja
+    pip install --upgrade pip 'setuptools<81' wheel ninja pybind11
 fi
 
 if ! $py -c 'import torch, torchvision' 2>/dev/null; then
@@ -41,4 +41,6 @@ fi
 
 say "hkd_d2 with its compiled operators"
 pip install --no-build-isolation --editable ".[$EXTRAS]"
-$py -c 'import hkd_d2.config, hkd_d2._C; print("hkd_d2", hkd_d2.__version__, "is ready in .venv")'
+$py -c "import hkd_d2.config, hkd_d2._C, hkd_d2._native"
+say "ready in .venv"
+$py -m hkd_d2.ops

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from hkd_d2.ops import _library, logit_distillation, reference
+from hkd_d2.ops._library import build_info
 from hkd_d2.ops.reference import (
     assign_boxes_to_levels,
     bounded_regression_loss,
@@ -27,6 +28,7 @@ __all__ = [
     "adaptive_distillation_loss",
     "assign_boxes_to_levels",
     "bounded_regression_loss",
+    "build_info",
     "feature_imitation_loss",
     "kl_distillation_loss",
     "multilevel_roi_align",

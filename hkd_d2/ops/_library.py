@@ -1,40 +1,99 @@
-"""Loads the compiled operators and says which of them exist for which device."""
+"""Loads what is compiled and says which operators exist for which device."""
 
 import importlib
 import warnings
 
 import torch
 
+import hkd_d2
 from hkd_d2.ops import _checks
 
 OPERATORS = ("kl_distillation_loss",)
 
+DEVICES = ("cpu", "cuda")
 
-def _load():
-    """Return the compiled (operator, device type) pairs, none where the module was not built."""
+
+def _load(name):
+    """Import a compiled module of hkd_d2; None where it was not built or does not fit."""
     try:
-        importlib.import_module("hkd_d2._C")
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        return importlib.import_module(f"hkd_d2.{name}")
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        _warn_misfit(name, error)
+        return None
+
+
+def _warn_misfit(name, error):
+    # Built for another PyTorch, or from an older state of csrc/.
+    warnings.warn(
+        f"hkd_d2.{name} does not fit PyTorch {torch.__version__} or this version of hkd_d2, so the "
+        "slower PyTorch implementations run; build it again with "
+        f"'pip install --no-build-isolation -e .' ({error}).",
+        stacklevel=2,
+    )
+
+
+def _compiled():
+    """Return the compiled (operator, device type) pairs, none where nothing was built."""
+    if MODULES["_C"] is None:
+        return frozenset()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    try:
         return frozenset(
             (operator, device)
             for operator in OPERATORS
-            for device in ("cpu", "cuda")
+            for device in DEVICES
             if has_kernel(f"hkd_d2::{operator}", device.upper())
         )
-    except ModuleNotFoundError:
-        return frozenset()
-    except (ImportError, RuntimeError) as error:
-        # Built for another PyTorch, or from an older state of csrc/.
-        warnings.warn(
-            f"hkd_d2._C does not fit PyTorch {torch.__version__} or this version of hkd_d2, so the "
-            "slower PyTorch implementations run; build it again with "
-            f"'pip install --no-build-isolation -e .' ({error}).",
-            stacklevel=2,
-        )
+    except RuntimeError as error:
+        _warn_misfit("_C", error)
         return frozenset()
 
 
-COMPILED = _load()
+# The schemas are in _C; the CUDA kernels are registered under them.
+MODULES = {name: _load(name) for name in ("_C", "_C_cuda", "_native")}
+COMPILED = _compiled()
+
+
+def build_info():
+    """How the operators were built, and which implementation of each runs here.
+
+    ``python -m hkd_d2.ops`` prints it.
+
+    Returns:
+        dict: always
+
+        - ``hkd_d2``, ``torch`` (str): the versions that run;
+        - ``modules`` (dict[str, bool]): whether ``_C`` (CPU kernels), ``_C_cuda`` (CUDA kernels)
+          and ``_native`` (what is not a tensor operator) are built and fit;
+        - ``operators`` (dict[str, dict[str, str]]): for every operator that can be compiled,
+          ``fused`` or ``reference`` under ``cpu`` and ``cuda``;
+
+        and where ``_native`` is built
+
+        - ``built_for_torch`` (str): the version that the modules were compiled against;
+        - ``compiler`` (str): name and version; ``cxx_standard`` (int), as in 17; ``flags`` (str):
+          the compiler's options, those of a debug or sanitizer build among them;
+        - ``cpu_isas`` (list[str]): the instruction sets that the CPU kernels are compiled for;
+          ``cpu_isa`` (str): the one that this machine runs (``HKD_CPU_ISA`` lowers it);
+        - ``cuda`` (str or None): version of the CUDA toolkit, None without CUDA kernels;
+          ``cuda_architectures`` (str or None), as in ``TORCH_CUDA_ARCH_LIST``.
+    """
+    native = MODULES["_native"]
+    return {
+        "hkd_d2": hkd_d2.__version__,
+        "torch": torch.__version__,
+        "modules": {name: module is not None for name, module in MODULES.items()},
+        "operators": {
+            operator: {
+                device: "fused" if (operator, device) in COMPILED else "reference"
+                for device in DEVICES
+            }
+            for operator in OPERATORS
+        },
+        **(native.build_info() if native else {}),
+    }
 
 
 def register(operator, *, fake, backward_fake, setup_context, backward):

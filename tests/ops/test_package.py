@@ -1,6 +1,7 @@
 """What `import hkd_d2.ops` needs and gives, and how ``impl`` chooses."""
 
 import inspect
+import os
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
@@ -50,7 +52,8 @@ def test_ops_work_with_pytorch_alone():
         boxes = [torch.tensor([[1.0, 1.0, 20.0, 20.0]])]
         ops.roi_distillation_loss(maps, [maps[0] + 1], boxes, strides=[4]).backward()
         print(ops.kl_distillation_loss(torch.zeros(1, 2), torch.ones(1, 2), impl="fused").item())
-        print(sorted(m for m in sys.modules if m.startswith("hkd_d2.") and m.count(".") == 1))
+        ours = {m for m in sys.modules if m.startswith("hkd_d2.") and m.count(".") == 1}
+        print(sorted(ours - {"hkd_d2._C_cuda", "hkd_d2._native"}))
         """,
     )
     assert result.returncode == 0, result.stderr
@@ -70,6 +73,8 @@ def test_ops_work_with_pytorch_alone():
     ],
 )
 def test_what_is_missing_is_one_sentence(missing, module):
+    if missing == "detectron2":
+        pytest.importorskip("torchvision", reason="torchvision is missing, which is said first")
     result = run_without([missing], f"import {module}")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
@@ -81,19 +86,73 @@ def test_without_the_compiled_module_the_definitions_run():
     result = run_without(
         [],
         """
-        import builtins, torch
-        sys.modules["hkd_d2._C"] = None  # importing it raises ModuleNotFoundError
-        from hkd_d2.ops import kl_distillation_loss
+        import torch
+        for name in ("_C", "_native"):
+            sys.modules[f"hkd_d2.{name}"] = None  # importing it raises ModuleNotFoundError
+        from hkd_d2.ops import build_info, kl_distillation_loss
         x = torch.randn(3, 2)
         assert kl_distillation_loss(x, x).item() == 0
         try:
             kl_distillation_loss(x, x, impl="fused")
         except RuntimeError as error:
             print(error)
+        info = build_info()
+        assert not any(info["modules"].values()) and "compiler" not in info
+        for runs in info["operators"].values():
+            assert runs == {"cpu": "reference", "cuda": "reference"}
+        import runpy
+        runpy.run_module("hkd_d2.ops", run_name="__main__")
         """,
     )
     assert result.returncode == 0, result.stderr
     assert "kl_distillation_loss is not compiled for cpu in this installation" in result.stdout
+    assert "hkd_d2._C is not built, or does not fit" in result.stdout
+
+
+def test_a_module_that_does_not_fit_is_said(tmp_path):
+    (tmp_path / "_C.py").write_text("raise ImportError('undefined symbol')")
+    result = run_without(
+        [],
+        f"""
+        import hkd_d2
+        hkd_d2.__path__.insert(0, {str(tmp_path)!r})
+        print(hkd_d2.ops.build_info()["modules"]["_C"])
+        """,
+    )
+    assert result.stdout.strip() == "False", result.stderr
+    assert "hkd_d2._C does not fit PyTorch" in result.stderr
+    assert "undefined symbol" in result.stderr
+
+
+def test_every_operator_is_compiled_for_the_cpu():
+    assert {name for name, device in _library.COMPILED if device == "cpu"} == {*_library.OPERATORS}
+    assert {runs["cpu"] for runs in ops.build_info()["operators"].values()} == {"fused"}
+
+
+def test_build_info_is_that_of_this_build():
+    info = ops.build_info()
+    # Without the stable ABI of the operators, _native serves one version of Python.
+    if not info["modules"]["_native"] and [*Path(hkd_d2.__file__).parent.glob("_native.*")]:
+        pytest.skip("hkd_d2._native is built for another Python")
+    assert info["modules"] == {"_C": True, "_C_cuda": info["cuda"] is not None, "_native": True}
+    assert info["cxx_standard"] >= 17 and "-std=c++17" in info["flags"]
+    assert info["compiler"].split()[0] in ("GCC", "Clang")
+    assert info["cpu_isa"] in info["cpu_isas"] and info["cpu_isas"][0] == "baseline"
+    assert (info["cuda"] is None) == (info["cuda_architectures"] is None)
+
+
+def test_the_command_prints_what_runs():
+    # The machine's set can be lowered, never raised.
+    command = [sys.executable, "-m", "hkd_d2.ops"]
+    environment = {**os.environ, "HKD_CPU_ISA": "baseline"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for name in _library.OPERATORS:
+        cuda = "fused" if (name, "cuda") in _library.COMPILED else "reference"
+        assert [name, "fused", cuda] in rows
+    if ops.build_info()["modules"]["_native"]:
+        assert ["instructions", "baseline", "of"] in [row[:3] for row in rows]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -120,17 +179,14 @@ def test_impl_chooses(monkeypatch):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_fused_insists(name):
-    if (name, "cpu") in _library.COMPILED:
-        pytest.skip("compiled for the CPU")
+def test_fused_insists(name, monkeypatch):
+    monkeypatch.setattr(_library, "COMPILED", frozenset())
     maps = [torch.zeros(1, 2, 4, 4)]
     with pytest.raises(RuntimeError, match=f"{name} is not compiled for cpu"):
         getattr(ops, name)(maps, maps, impl="fused")
 
 
 def test_submodules_are_lazy_and_unknown_names_are_refused():
-    import hkd_d2
-
     assert hkd_d2.ops is ops and "evaluation" in dir(hkd_d2)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         hkd_d2.nothing  # noqa: B018
