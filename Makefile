@@ -4,13 +4,14 @@ PY := .venv/bin/python
 READY := .venv/.ready
 SEEDS ?= 0
 
-.PHONY: help quickstart test test-slow lint check-cuda clean
+.PHONY: help quickstart test test-slow test-oldest lint check-cuda clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
 	@echo "make quickstart SEEDS=0,1,2   the same with three students of each kind"
 	@echo "make test               the test suite"
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
+	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
 	@echo "make lint               ruff and clang-format"
 	@echo "make clean              remove what was built, not what was trained"
 
@@ -26,6 +27,9 @@ test: $(READY) check-cuda
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow
+
+test-oldest: $(READY)
+	tools/test_oldest.sh
 
 # Kernels are free of torch's headers, so that a CUDA compiler alone proves them.
 check-cuda:

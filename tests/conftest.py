@@ -1,4 +1,7 @@
-"""Fixtures over the detectors of small_detectors.py."""
+"""What ran, in pytest's header; fixtures over the detectors of small_detectors.py.
+
+Detectron2 is imported inside fixtures, so that tests/ops runs with PyTorch alone.
+"""
 
 import copy
 import os
@@ -8,25 +11,47 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from detectron2.modeling import build_model
-from small_detectors import save_teacher, small_config
+
+
+def pytest_report_header():
+    """Name the implementation that a test runs where it does not choose one."""
+    from hkd_d2.ops import build_info
+
+    info = build_info()
+    lines = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        runs = {"fused": [], "reference": []}
+        for operator, devices in info["operators"].items():
+            runs[devices[device]].append(operator)
+        runs = "; ".join(f"{impl}: {', '.join(names) or 'none'}" for impl, names in runs.items())
+        lines.append(f"hkd_d2.ops on {device}: {runs}")
+    native = "hkd_d2._native is not built"
+    if info["modules"]["_native"]:
+        native = f"{info['cpu_isa']}, {info['compiler']} {info['flags']}"
+    return [*lines, f"hkd_d2 kernels: {native}"]
 
 
 @pytest.fixture(scope="session")
 def teacher_files(tmp_path_factory):
     """Config file and weights of a teacher that is wider than the student."""
+    from small_detectors import save_teacher, small_config
+
     cfg = small_config(channels=32, hidden=40, width=0.5)
     return save_teacher(cfg, tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture
 def student_cfg():
+    from small_detectors import small_config
+
     return small_config()
 
 
 @pytest.fixture
 def hkd_cfg(teacher_files):
     """The student's config with the three terms of HKD beside the teacher."""
+    from small_detectors import small_config
+
     cfg = small_config()
     cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = teacher_files
@@ -38,6 +63,7 @@ def hkd_cfg(teacher_files):
 @pytest.fixture
 def build():
     """Build a model under a fixed seed, in training mode."""
+    from detectron2.modeling import build_model
 
     def build_seeded(cfg, seed=0):
         torch.manual_seed(seed)

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
 from torch.autograd import gradcheck
-from torchvision.ops import roi_align
 
 from hkd_d2.ops import multilevel_roi_align, reference, roi_distillation_loss
 
@@ -49,10 +46,12 @@ def assert_same_values_and_gradients(got, expected, maps, tolerance):
 
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
 def test_equals_the_pooler_of_detectron2(sampling_ratio):
+    poolers = pytest.importorskip("detectron2.modeling.poolers")
+    structures = pytest.importorskip("detectron2.structures")
     maps = [m.requires_grad_() for m in random_maps()]
     boxes = random_boxes()
-    pooler = ROIPooler(7, [1 / s for s in STRIDES], sampling_ratio, "ROIAlignV2")
-    expected = pooler(maps, [Boxes(b) for b in boxes])
+    pooler = poolers.ROIPooler(7, [1 / s for s in STRIDES], sampling_ratio, "ROIAlignV2")
+    expected = pooler(maps, [structures.Boxes(b) for b in boxes])
     got = multilevel_roi_align(maps, boxes, strides=STRIDES, sampling_ratio=sampling_ratio)
     assert_same_values_and_gradients(got, expected, maps, 1e-5)
 
@@ -61,6 +60,7 @@ def test_equals_the_pooler_of_detectron2(sampling_ratio):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bins", [7, (3, 2), 1])
 def test_equals_torchvision_on_one_level(bins, dtype, sampling_ratio):
+    roi_align = pytest.importorskip("torchvision.ops").roi_align
     maps = [random_maps(dtype=dtype, levels=1)[0].requires_grad_()]
     boxes = random_boxes(dtype=dtype)
     # Exactly on the border's rules: a cell outside, half a cell outside, the last cell, no area.
@@ -176,6 +176,7 @@ def test_roi_distillation_adapter_by_hand():
 
 @pytest.mark.parametrize("distance", ["mse", "l1", "smooth_l1", "cosine"])
 def test_roi_distillation_equals_pooling_and_comparing(distance):
+    roi_align = pytest.importorskip("torchvision.ops").roi_align
     student = [m.requires_grad_() for m in random_maps(3, torch.float64)]
     teacher = random_maps(4, torch.float64, seed=3)
     adapters = [
