@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 SEEDS ?= 0
 
-.PHONY: help quickstart test test-slow test-oldest lint check-cuda clean
+.PHONY: help quickstart test test-slow test-oldest sanitize lint check-cuda clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
@@ -12,6 +12,7 @@ help:
 	@echo "make test               the test suite"
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
 	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
+	@echo "make sanitize           tests/ops under AddressSanitizer and UBSan"
 	@echo "make lint               ruff and clang-format"
 	@echo "make clean              remove what was built, not what was trained"
 
@@ -30,6 +31,9 @@ test-slow: $(READY)
 
 test-oldest: $(READY)
 	tools/test_oldest.sh
+
+sanitize: $(READY)
+	tools/sanitize.sh
 
 # Kernels are free of torch's headers, so that a CUDA compiler alone proves them.
 check-cuda:
