@@ -33,6 +33,13 @@ def add_hkd_config(cfg: CN) -> None:
     # Log every loss's share of the gradient norm at the student's FPN maps once in this many
     # iterations; such an iteration runs the heads' backward pass once more a loss. 0: never.
     cfg.HKD.GRADIENT_SHARE_PERIOD = 0
+    # How both networks pool boxes in training: fused (hkd_d2.ops.multilevel_roi_align) |
+    # torchvision (Detectron2's own pooler, for poolers other than ROIAlignV2 and for comparing with
+    # plain Detectron2 bit for bit). Inference always runs Detectron2's.
+    cfg.HKD.POOLER = "fused"
+    # Run both networks in torch.channels_last in training. Parameters, and so checkpoints, keep
+    # their format.
+    cfg.HKD.CHANNELS_LAST = False
 
     # ------------------------------------------------------------------ student
     cfg.HKD.STUDENT = CN()

@@ -9,9 +9,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.profiler import record_function
 
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
+from hkd_d2.distillation.term import one_of
 from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.teacher import Teacher
@@ -19,6 +21,7 @@ from hkd_d2.modeling.teacher import Teacher
 # Unweighted losses and weights are logged once in this many iterations, as Detectron2's writers
 # are; on a GPU every value logged is a wait for the device.
 LOG_PERIOD = 20
+POOLERS = ("fused", "torchvision")
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,10 +40,17 @@ class HKDDetector(nn.Module):
         teacher (Teacher or None): None where no term reads one.
         terms (nn.ModuleDict): name to :class:`~hkd_d2.distillation.Term`.
         gradient_share_period (int): see ``HKD.GRADIENT_SHARE_PERIOD``.
+        pooler (str): fused | torchvision, see ``HKD.POOLER``.
+        channels_last (bool): see ``HKD.CHANNELS_LAST``.
+
+    Attributes:
+        stage (callable): the context manager that a training forward enters, with a name such as
+            ``student.rpn``, ``teacher.backbone`` or ``term.region``, around each of its stages; by
+            default a range that profilers see and that costs nothing without one.
 
     Raises:
-        ValueError: a student that cannot be advanced, terms without the teacher that they read, or
-            networks whose padding does not fit.
+        ValueError: a student that cannot be advanced, terms without the teacher that they read,
+            networks whose padding does not fit, or a pooler that the fused one does not replace.
     """
 
     @configurable
@@ -51,6 +61,8 @@ class HKDDetector(nn.Module):
         teacher: Teacher | None,
         terms: nn.ModuleDict,
         gradient_share_period: int = 0,
+        pooler: str = "fused",
+        channels_last: bool = False,
     ):
         super().__init__()
         two_stage.check_two_stage(student, "student")
@@ -58,6 +70,13 @@ class HKDDetector(nn.Module):
         self.terms = terms.to(student.device)
         self.teacher = teacher
         self.gradient_share_period = gradient_share_period
+        self.fused_pooler = one_of("HKD.POOLER", pooler, POOLERS) == "fused"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.stage = record_function
+        if self.fused_pooler:
+            two_stage.check_fused_pooler(student, "student")
+            if teacher is not None:
+                two_stage.check_fused_pooler(teacher.model, "teacher")
         if teacher is None and any(term.needs for term in terms.values()):
             raise ValueError("The distillation terms read a teacher and none is given.")
         if teacher is not None:
@@ -94,6 +113,8 @@ class HKDDetector(nn.Module):
             "teacher": teacher,
             "terms": terms,
             "gradient_share_period": cfg.HKD.GRADIENT_SHARE_PERIOD,
+            "pooler": cfg.HKD.POOLER,
+            "channels_last": cfg.HKD.CHANNELS_LAST,
         }
 
     @property
@@ -112,8 +133,12 @@ class HKDDetector(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
 
-        student, heads, rpn = self.student, self.student.roi_heads, self.student.proposal_generator
-        images = student.preprocess_image(batched_inputs)
+        student, heads, rpn, stage = (
+            self.student,
+            self.student.roi_heads,
+            self.student.proposal_generator,
+            self.stage,
+        )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         targets = as_targets(instances)
         iteration = get_event_storage().iter
@@ -121,38 +146,51 @@ class HKDDetector(nn.Module):
         needs = frozenset().union(*(t.needs for t in active.values()))
 
         # (a) backbones and FPNs on the same pixels
-        ours = DetectorPass(
-            images=images,
-            features=student.backbone(images.tensor),
-            strides={n: s.stride for n, s in student.backbone.output_shape().items()},
-        )
+        with stage("student.backbone"):
+            images = student.preprocess_image(batched_inputs)
+            # Convolutions follow the images' format, whatever that of the weights.
+            images.tensor = images.tensor.contiguous(memory_format=self.memory_format)
+            ours = DetectorPass(
+                images=images,
+                features=student.backbone(images.tensor),
+                strides={n: s.stride for n, s in student.backbone.output_shape().items()},
+            )
         theirs = None
         if needs:
-            theirs = self.teacher.features(batched_inputs, tuple(images.tensor.shape[-2:]))
+            with stage("teacher.backbone"):
+                padded = tuple(images.tensor.shape[-2:])
+                theirs = self.teacher.features(batched_inputs, padded, self.memory_format)
 
         # (b) the student's RPN, its labels, and the boxes that both networks will look at
-        ours.dense = two_stage.dense_stage(rpn, ours.features)
-        labels, matched_boxes = rpn.label_and_sample_anchors(ours.dense.anchors, instances)
-        proposal_losses = rpn.losses(
-            ours.dense.anchors, ours.dense.logits, labels, ours.dense.deltas, matched_boxes
-        )
-        ours.proposals = two_stage.proposal_stage(rpn, ours.dense, images)
-        ours.sampled = heads.label_and_sample_proposals(ours.proposals, instances)
-        boxes = [x.proposal_boxes for x in ours.sampled]
+        with stage("student.rpn"):
+            ours.dense = two_stage.dense_stage(rpn, ours.features)
+            labels, matched_boxes = rpn.label_and_sample_anchors(ours.dense.anchors, instances)
+            proposal_losses = rpn.losses(
+                ours.dense.anchors, ours.dense.logits, labels, ours.dense.deltas, matched_boxes
+            )
+            ours.proposals = two_stage.proposal_stage(rpn, ours.dense, images)
+            ours.sampled = heads.label_and_sample_proposals(ours.proposals, instances)
+            boxes = [x.proposal_boxes for x in ours.sampled]
 
         # (c) box branches on these boxes
-        ours.regions = two_stage.region_stage(
-            heads, ours.features, boxes, two_stage.WHOLE_BOX_BRANCH
-        )
+        with stage("student.box_branch"):
+            ours.regions = two_stage.region_stage(
+                heads, ours.features, boxes, two_stage.WHOLE_BOX_BRANCH, self.fused_pooler
+            )
         if theirs is not None:
-            self.teacher.advance(theirs, boxes, needs)
+            with stage("teacher.branches"):
+                self.teacher.advance(theirs, boxes, needs, self.fused_pooler)
 
         # (d) terms, then the student's own losses in Detectron2's order
-        raw = {name: term(ours, theirs, targets) for name, term in active.items()}
-        losses = two_stage.box_losses(heads, ours.regions, ours.sampled)
-        losses.update(heads._forward_mask(ours.features, ours.sampled))
-        losses.update(heads._forward_keypoint(ours.features, ours.sampled))
-        losses.update(proposal_losses)
+        raw = {}
+        for name, term in active.items():
+            with stage(f"term.{name}"):
+                raw[name] = term(ours, theirs, targets)
+        with stage("student.losses"):
+            losses = two_stage.box_losses(heads, ours.regions, ours.sampled)
+            losses.update(heads._forward_mask(ours.features, ours.sampled))
+            losses.update(heads._forward_keypoint(ours.features, ours.sampled))
+            losses.update(proposal_losses)
         if student.vis_period > 0 and iteration % student.vis_period == 0:
             student.visualize_training(batched_inputs, ours.proposals)
 

@@ -77,7 +77,12 @@ class Teacher:
             precision=node.PRECISION,
         )
 
-    def preprocess(self, batched_inputs: list[dict], padded_size: tuple[int, int]) -> ImageList:
+    def preprocess(
+        self,
+        batched_inputs: list[dict],
+        padded_size: tuple[int, int],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> ImageList:
         """Normalise the student's images the teacher's way, padded to the student's (H, W)."""
         model = self.model
         images, sizes = [], []
@@ -93,19 +98,33 @@ class Teacher:
                     image, (0, padded_size[1] - width, 0, padded_size[0] - height)
                 )
             )
-        return ImageList(torch.stack(images), sizes)
+        return ImageList(torch.stack(images).contiguous(memory_format=memory_format), sizes)
 
     @torch.no_grad()
-    def features(self, batched_inputs: list[dict], padded_size: tuple[int, int]) -> DetectorPass:
-        """Run the backbone: the pass with its first stage filled."""
-        images = self.preprocess(batched_inputs, padded_size)
+    def features(
+        self,
+        batched_inputs: list[dict],
+        padded_size: tuple[int, int],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> DetectorPass:
+        """Run the backbone: the pass with its first stage filled.
+
+        Convolutions give their maps in the memory format of the images.
+        """
+        images = self.preprocess(batched_inputs, padded_size, memory_format)
         with self._autocast():
             features = self.model.backbone(images.tensor)
         strides = {name: spec.stride for name, spec in self.model.backbone.output_shape().items()}
         return DetectorPass(images=images, features=features, strides=strides)
 
     @torch.no_grad()
-    def advance(self, teacher_pass: DetectorPass, boxes: list, needs: frozenset) -> None:
+    def advance(
+        self,
+        teacher_pass: DetectorPass,
+        boxes: list,
+        needs: frozenset,
+        fused_pooler: bool = False,
+    ) -> None:
         """Fill the later stages as far as ``needs`` asks, on the student's ``boxes``."""
         model = self.model
         with self._autocast():
@@ -118,13 +137,13 @@ class Teacher:
                     model.proposal_generator, teacher_pass.dense, teacher_pass.images
                 )
             if needs & {POOLED, HIDDEN, PREDICTIONS}:
-                # Detectron2 rounds boxes to the precision of the features that it pools.
-                features = {
-                    name: teacher_pass.features[name].float()
-                    for name in model.roi_heads.box_in_features
-                }
+                features = teacher_pass.features
+                if not fused_pooler:
+                    # Detectron2 rounds boxes to the precision of the features that it pools.
+                    names = model.roi_heads.box_in_features
+                    features = {name: features[name].float() for name in names}
                 teacher_pass.regions = two_stage.region_stage(
-                    model.roi_heads, features, boxes, needs
+                    model.roi_heads, features, boxes, needs, fused_pooler
                 )
 
     def _autocast(self):

@@ -6,13 +6,16 @@ hooked.
 """
 
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 
 from hkd_d2.distillation.detector_pass import DenseOutputs, RegionOutputs
 from hkd_d2.distillation.term import HIDDEN, POOLED, PREDICTIONS, DetectorSpec
+from hkd_d2.ops import multilevel_roi_align
 
 # What a training step needs of its own box branch.
 WHOLE_BOX_BRANCH = frozenset({POOLED, HIDDEN, PREDICTIONS})
@@ -37,6 +40,27 @@ def check_two_stage(model, role: str) -> None:
     else:
         return
     raise ValueError(f"The {role} has {found}; distillation needs {wanted}.")
+
+
+def check_fused_pooler(model: GeneralizedRCNN, role: str) -> None:
+    """Raise ValueError unless ``multilevel_roi_align`` is what the detector's box pooler computes.
+
+    Args:
+        role (str): "student" or "teacher", for the sentence.
+    """
+    pooler = model.roi_heads.box_pooler
+    levels = list(pooler.level_poolers) if type(pooler) is ROIPooler else []
+    if not (levels and all(type(p) is ROIAlign and p.aligned for p in levels)):
+        kind = type(levels[0] if levels else pooler).__name__
+        found = f"pools boxes with {kind}, which is not ROIAlignV2"
+    elif len(levels) > 1 and (pooler.canonical_box_size, pooler.canonical_level) != (224, 4):
+        found = (
+            f"assigns boxes of {pooler.canonical_box_size} pixels to level "
+            f"{pooler.canonical_level} and not boxes of 224 pixels to level 4"
+        )
+    else:
+        return
+    raise ValueError(f"The {role} {found}; set HKD.POOLER to torchvision.")
 
 
 def detector_spec(model: GeneralizedRCNN) -> DetectorSpec:
@@ -82,9 +106,26 @@ def region_stage(
     features: dict[str, torch.Tensor],
     boxes: list[Boxes],
     needs: frozenset,
+    fused_pooler: bool = False,
 ) -> RegionOutputs:
-    """Pool ``boxes`` and run the box branch as deep as ``needs`` asks."""
-    pooled = heads.box_pooler([features[name] for name in heads.box_in_features], boxes)
+    """Pool ``boxes`` and run the box branch as deep as ``needs`` asks.
+
+    Args:
+        fused_pooler (bool): pool by :func:`hkd_d2.ops.multilevel_roi_align`, which
+            :func:`check_fused_pooler` has to allow, instead of the detector's own pooler.
+    """
+    maps = [features[name] for name in heads.box_in_features]
+    pooler = heads.box_pooler
+    if fused_pooler:
+        pooled = multilevel_roi_align(
+            maps,
+            [b.tensor for b in boxes],
+            strides=[1 / p.spatial_scale for p in pooler.level_poolers],
+            output_size=pooler.output_size,
+            sampling_ratio=pooler.level_poolers[0].sampling_ratio,
+        )
+    else:
+        pooled = pooler(maps, boxes)
     regions = RegionOutputs(boxes=boxes, pooled=pooled)
     if needs & {HIDDEN, PREDICTIONS}:
         regions.hidden = heads.box_head(pooled)

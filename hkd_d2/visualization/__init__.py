@@ -1,4 +1,4 @@
-"""Pictures for people: miss-rate curves, training curves, detections side by side.
+"""Pictures for people: curves of miss rate and training, detections, the stages of a step.
 
 Everything is drawn with matplotlib's Agg canvas, without a display and without pyplot's global
 state, in colours that the colour-blind can tell apart.
@@ -13,6 +13,7 @@ from .detections import (
     make_scenes,
     match_detections,
 )
+from .ledger import plot_ledger
 
 __all__ = [
     "COLOURS",
@@ -22,6 +23,7 @@ __all__ = [
     "draw_detections",
     "make_scenes",
     "match_detections",
+    "plot_ledger",
     "plot_miss_rate",
     "plot_training",
 ]

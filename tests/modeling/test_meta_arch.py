@@ -13,6 +13,7 @@ from hkd_d2.distillation.term import DENSE, PREDICTIONS, PROPOSALS
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.ops import multilevel_roi_align
 
 
 def steps(model, batches, lr=0.01):
@@ -38,8 +39,28 @@ def steps(model, batches, lr=0.01):
     return record, storage
 
 
-@pytest.mark.parametrize("ignore", [False, True])
-def test_weights_zero_equal_plain_detectron2_bit_for_bit(student_cfg, hkd_cfg, build, ignore):
+class MultilevelPooler(torch.nn.Module):
+    """Stands where Detectron2's pooler does, in a plain detector of small_detectors.py."""
+
+    def forward(self, maps, boxes):
+        boxes = [b.tensor for b in boxes]
+        return multilevel_roi_align(maps, boxes, strides=[4, 8, 16, 32], output_size=3)
+
+
+@pytest.mark.parametrize(
+    "ignore, pooler, channels_last",
+    [
+        (False, "torchvision", False),
+        (True, "torchvision", False),
+        (False, "torchvision", True),
+        (True, "fused", False),
+        (False, "fused", True),
+    ],
+)
+def test_weights_zero_equal_plain_detectron2_bit_for_bit(
+    student_cfg, hkd_cfg, build, ignore, pooler, channels_last
+):
+    hkd_cfg.HKD.POOLER, hkd_cfg.HKD.CHANNELS_LAST = pooler, channels_last
     for cfg in (student_cfg, hkd_cfg):
         if ignore:
             cfg.MODEL.PROPOSAL_GENERATOR.NAME = "IgnoreAwareRPN"
@@ -51,6 +72,17 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(student_cfg, hkd_cfg, b
     after_build = torch.get_rng_state()
     build(student_cfg)
     assert torch.equal(after_build, torch.get_rng_state())
+    if pooler == "fused":
+        plain.roi_heads.box_pooler = MultilevelPooler()
+    if channels_last:
+        preprocess = plain.preprocess_image
+
+        def preprocess_channels_last(batch):
+            images = preprocess(batch)
+            images.tensor = images.tensor.to(memory_format=torch.channels_last)
+            return images
+
+        plain.preprocess_image = preprocess_channels_last
 
     expected, _ = steps(plain, batches)
     found, storage = steps(distilled, batches)
@@ -231,6 +263,7 @@ def test_the_teacher_goes_only_as_deep_as_the_terms_need(hkd_cfg, build):
     with EventStorage(0):
         model(make_batch())
     assert ran == []
+    assert model.fused_pooler  # in training; below, the hooked one
 
     batch = make_batch()
     padded = tuple(model.student.preprocess_image(batch).tensor.shape[-2:])
@@ -245,6 +278,7 @@ def test_the_teacher_goes_only_as_deep_as_the_terms_need(hkd_cfg, build):
 
 
 def test_the_students_box_branch_runs_once(hkd_cfg, build):
+    hkd_cfg.HKD.POOLER = "torchvision"
     model = build(hkd_cfg)
     ran = []
     heads = model.student.roi_heads
@@ -253,6 +287,61 @@ def test_the_students_box_branch_runs_once(hkd_cfg, build):
     with EventStorage(0):
         model(make_batch())
     assert ran == ["ROIPooler", "FastRCNNConvFCHead", "FastRCNNOutputLayers"]
+
+
+def test_both_networks_train_in_channels_last_and_with_the_fused_pooler(hkd_cfg, build):
+    hkd_cfg.HKD.CHANNELS_LAST = True
+    model = build(hkd_cfg)
+    plain = build(small_config())
+    seen = {}
+    model.terms["region"].forward = lambda student, teacher, targets: (
+        seen.update(student=student, teacher=teacher) or torch.zeros(())
+    )
+    poolers = []
+    for detector in (model.student, model.teacher.model):
+        detector.roi_heads.box_pooler.register_forward_hook(lambda *_: poolers.append(1))
+    with EventStorage(0):
+        model(make_batch())
+    for detector_pass in seen.values():
+        for level in ("p2", "p3", "p4"):  # larger than one cell, so that the format shows
+            feature = detector_pass.features[level]
+            assert feature.is_contiguous(memory_format=torch.channels_last)
+            assert not feature.is_contiguous()
+    assert not poolers
+    # Parameters stay as plain Detectron2 has them, and inference is Detectron2's.
+    strides = {name: p.stride() for name, p in plain.named_parameters()}
+    assert {n: p.stride() for n, p in model.student.named_parameters()} == strides
+    model.eval()
+    with torch.no_grad():
+        model(make_batch())
+    assert poolers == [1]
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_poolers_that_the_fused_one_does_not_replace(hkd_cfg, build, tmp_path, network):
+    cfg = hkd_cfg
+    if network == "teacher":
+        cfg = small_config(channels=32, hidden=40, width=0.5)
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlign"
+    if network == "teacher":
+        hkd_cfg.HKD.TEACHER.CONFIG_FILE, hkd_cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)
+    with pytest.raises(ValueError, match=f"{network} pools .* ROIAlignV2; set HKD.POOLER to torch"):
+        build_model(hkd_cfg)
+    hkd_cfg.HKD.POOLER = "torchvision"
+    model = build(hkd_cfg)
+    with EventStorage(0):
+        assert torch.isfinite(model(make_batch())["loss_hkd_region"])
+    hkd_cfg.HKD.POOLER = "fast"
+    with pytest.raises(ValueError, match="HKD.POOLER is 'fast'; choose from fused, torchvision"):
+        build_model(hkd_cfg)
+
+
+def test_levels_of_another_canonical_size_are_not_pooled_by_the_fused_one(student_cfg):
+    model = build_model(student_cfg)
+    two_stage.check_fused_pooler(model, "student")
+    model.roi_heads.box_pooler.canonical_box_size = 112
+    with pytest.raises(ValueError, match="boxes of 112 pixels to level 4 and not boxes of 224"):
+        two_stage.check_fused_pooler(model, "student")
 
 
 def test_gradient_shares_add_up(hkd_cfg, build):

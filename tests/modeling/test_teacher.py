@@ -101,15 +101,17 @@ def test_weights_of_a_deeper_body(hkd_cfg, tmp_path):
         build_model(hkd_cfg)
 
 
-def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build):
+@pytest.mark.parametrize("fused_pooler", [True, False])
+def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build, fused_pooler):
     hkd_cfg.HKD.TEACHER.PRECISION = "bf16"
     teacher = build(hkd_cfg).teacher
-    # A ramp: the value of a cell is its column. Wide boxes far right; bfloat16 knows 1800, 1808.
-    columns = torch.arange(512, dtype=torch.bfloat16).expand(1, 32, 16, 512)
+    # A ramp: the value of a cell is its column, counted from the box, where bfloat16 is fine
+    # enough. Wide boxes far right, where it is not: it knows 1800 and 1808.
+    columns = (torch.arange(512) - 455).to(torch.bfloat16).expand(1, 32, 16, 512)
     maps = {n: columns[..., :: 2**i, :: 2**i] for i, n in enumerate(["p2", "p3", "p4", "p5", "p6"])}
     boxes = [Boxes(torch.tensor([[1803.0, 8.0, 1843.0, 48.0]]))]
     found = DetectorPass(images=None, features=maps)
-    teacher.advance(found, boxes, frozenset({POOLED}))
+    teacher.advance(found, boxes, frozenset({POOLED}), fused_pooler)
     cells = maps["p2"].float()
     expected = roi_align(
         cells, [boxes[0].tensor], 3, spatial_scale=0.25, sampling_ratio=0, aligned=True
