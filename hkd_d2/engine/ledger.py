@@ -10,6 +10,7 @@ import os
 import statistics
 import tempfile
 import time
+from bisect import bisect_right
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -38,6 +39,7 @@ from hkd_d2.ops import _library
 # and NCHW; the distilled step as the config trains it.
 PROVIDERS = ("stock", "reference", "fused")
 STEP = "step"
+_STAGES = ("student", "teacher", "term")
 
 
 class StageClock:
@@ -350,20 +352,18 @@ def _peak_memory(steps, batch, trace):
     ]
     peaks = {}
     for name in steps:
-        first, last = next((a, b) for n, a, b in ranges if n == name)
-        held, level = [], 0
+        first, last = next((start, end) for n, start, end in ranges if n == name)
+        times, levels = [first], [0]
         for at, size in allocations:
             if first <= at <= last:
-                level += size
-                held.append((at, level))
-        stages = {STEP, "student", "backward", "optimizer"}
+                times.append(at)
+                levels.append(levels[-1] + size)
         peaks[name] = {}
         for stage, start, end in ranges:
-            if not first <= start <= last:
-                continue
-            if stage in stages or stage.split(".")[0] in ("student", "teacher", "term"):
-                most = max((b for at, b in held if start <= at <= end), default=0)
-                peaks[name][stage] = max(peaks[name].get(stage, 0), most)
+            known = stage in (STEP, "backward", "optimizer")
+            if first <= start <= last and (known or stage.split(".")[0] in _STAGES):
+                within = slice(bisect_right(times, start) - 1, bisect_right(times, end))
+                peaks[name][stage] = max(peaks[name].get(stage, 0), *levels[within], 0)
     return peaks
 
 

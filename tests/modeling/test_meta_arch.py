@@ -44,7 +44,9 @@ class MultilevelPooler(torch.nn.Module):
 
     def forward(self, maps, boxes):
         boxes = [b.tensor for b in boxes]
-        return multilevel_roi_align(maps, boxes, strides=[4, 8, 16, 32], output_size=3)
+        return multilevel_roi_align(
+            maps, boxes, strides=[4, 8, 16, 32], output_size=3, sampling_ratio=2
+        )
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,7 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(
 ):
     hkd_cfg.HKD.POOLER, hkd_cfg.HKD.CHANNELS_LAST = pooler, channels_last
     for cfg in (student_cfg, hkd_cfg):
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
         if ignore:
             cfg.MODEL.PROPOSAL_GENERATOR.NAME = "IgnoreAwareRPN"
             cfg.MODEL.ROI_HEADS.NAME = "IgnoreAwareROIHeads"
