@@ -13,11 +13,77 @@ PyMODINIT_FUNC PyInit__C(void) {
 }
 
 STABLE_TORCH_LIBRARY(hkd_d2, m) {
-  // Logits are (R, K), weights (R,) in the dtype of the loss.
+  // Maps are (N, C, H, W), one a level; an empty list is an option that is not used. Adapters lie
+  // in two lists without repetitions, and a level names its place in each, or -1. `saved` has what
+  // backward reads again, one a level, and last the scales of the levels. `incoming` are gradients
+  // to add to those of the student's maps, one a level, or without elements.
   m.def(
-      "kl_distillation_loss(Tensor student_logits, Tensor teacher_logits, Tensor? weights, "
+      "feature_imitation_loss(Tensor[] student, Tensor[] teacher, Tensor[] adapter_weights, "
+      "Tensor[] adapter_biases, Tensor[] boxes, Tensor[] ignore_boxes, Tensor[] anchors, "
+      "Tensor[] spatial_weights, Tensor[] channel_weights, Tensor? level_weights, "
+      "int[] weight_of_level, int[] bias_of_level, float[] strides, int distance, bool masked, "
+      "float foreground_weight, float background_weight, bool area_weights, bool assign_all, "
+      "bool assign_ignore_all, int rasterize, float anchor_offset, float anchor_threshold) "
+      "-> (Tensor loss, Tensor[] saved)");
+  m.def(
+      "feature_imitation_loss_backward(Tensor grad, Tensor[] student, Tensor[] teacher, "
+      "Tensor[] adapter_weights, Tensor[] adapter_biases, Tensor[] channel_weights, "
+      "Tensor[] saved, Tensor[] incoming, int[] weight_of_level, int[] bias_of_level, "
+      "int distance) -> (Tensor[] student, Tensor[] adapter_weights, Tensor[] adapter_biases)");
+
+  // Regions. A map is (N, C, H, W), one a level; boxes are (R, 4), one list an image. `incoming` is
+  // empty or holds one gradient a level, to which the operator's own is added (never in place).
+  m.def(
+      "multilevel_roi_align(Tensor[] features, Tensor[] boxes, float[] strides, int rows, "
+      "int columns, int sampling_ratio) -> Tensor");
+  m.def(
+      "multilevel_roi_align_backward(Tensor grad, Tensor[] boxes, float[] strides, "
+      "int sampling_ratio, int[] heights, int[] widths, bool[] channels_last, Tensor[] incoming) "
+      "-> Tensor[]");
+  // An adapter of level l is weights[weight_of_level[l]] (C_t, C_s) and biases[bias_of_level[l]]
+  // (C_t,), -1 for none. `distance` is a Distance of hkd/distances.h.
+  m.def(
+      "roi_distillation_loss(Tensor[] student, Tensor[] teacher, Tensor[] boxes, Tensor[] weights, "
+      "Tensor[] biases, int[] weight_of_level, int[] bias_of_level, float[] strides, int rows, "
+      "int columns, int sampling_ratio, int distance) -> Tensor");
+  m.def(
+      "roi_distillation_loss_backward(Tensor grad, Tensor[] student, Tensor[] teacher, "
+      "Tensor[] boxes, Tensor[] weights, Tensor[] biases, int[] weight_of_level, "
+      "int[] bias_of_level, float[] strides, int rows, int columns, int sampling_ratio, "
+      "int distance, Tensor[] incoming) -> (Tensor[], Tensor[], Tensor[])");
+
+  // Logit distillation. Lists have one tensor a level or image; an empty list is an argument that
+  // was not given. Logits are (..., K), weights (...) and class_weights (K,), both in the dtype of
+  // the loss.
+  m.def(
+      "kl_distillation_loss(Tensor[] student_logits, Tensor[] teacher_logits, Tensor[] weights, "
       "float temperature, bool sigmoid) -> Tensor");
   m.def(
-      "kl_distillation_loss_backward(Tensor grad, Tensor student_logits, Tensor teacher_logits, "
-      "Tensor? weights, float temperature, bool sigmoid) -> Tensor");
+      "kl_distillation_loss_backward(Tensor grad, Tensor[] student_logits, "
+      "Tensor[] teacher_logits, Tensor[] weights, float temperature, bool sigmoid) -> Tensor[]");
+  m.def(
+      "soft_cross_entropy_loss(Tensor[] student_logits, Tensor[] teacher_logits, "
+      "Tensor[] weights, Tensor? class_weights, float temperature, bool sigmoid) -> Tensor");
+  m.def(
+      "soft_cross_entropy_loss_backward(Tensor grad, Tensor[] student_logits, "
+      "Tensor[] teacher_logits, Tensor[] weights, Tensor? class_weights, float temperature, "
+      "bool sigmoid) -> Tensor[]");
+  // Without theta nothing is divided. The second output is what the loss was divided by; it has no
+  // gradient.
+  m.def(
+      "adaptive_distillation_loss(Tensor[] student_logits, Tensor[] teacher_probs, "
+      "Tensor[] ignore, float gamma, float alpha, float beta_c, float? theta, bool kl) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "adaptive_distillation_loss_backward(Tensor grad, Tensor normalizer, "
+      "Tensor[] student_logits, Tensor[] teacher_probs, Tensor[] ignore, float gamma, "
+      "float alpha, float beta_c, bool kl) -> Tensor[]");
+  // Deltas are (R, D). The normaliser is the tensor or, where there is none, the number.
+  m.def(
+      "bounded_regression_loss(Tensor student_deltas, Tensor teacher_deltas, "
+      "Tensor target_deltas, float margin, Tensor? normalizer, float number) -> Tensor");
+  m.def(
+      "bounded_regression_loss_backward(Tensor grad, Tensor student_deltas, "
+      "Tensor teacher_deltas, Tensor target_deltas, float margin, Tensor? normalizer, "
+      "float number) -> Tensor");
 }

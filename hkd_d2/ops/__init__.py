@@ -16,11 +16,17 @@ except ModuleNotFoundError as error:
         "hkd_d2.ops needs PyTorch, which is not installed; install it with: pip install torch"
     ) from None
 
-from hkd_d2.ops import _library, logit_distillation, reference
+from hkd_d2.ops import (
+    _library,
+    feature_imitation,
+    logit_distillation,
+    reference,
+    roi_align,
+    roi_distillation,
+)
 from hkd_d2.ops._library import build_info
 from hkd_d2.ops.reference import (
     assign_boxes_to_levels,
-    bounded_regression_loss,
     rasterize_boxes,
 )
 
@@ -30,10 +36,12 @@ __all__ = [
     "bounded_regression_loss",
     "build_info",
     "feature_imitation_loss",
+    "feature_imitation_passthrough",
     "kl_distillation_loss",
     "multilevel_roi_align",
     "rasterize_boxes",
     "roi_distillation_loss",
+    "soft_cross_entropy_loss",
 ]
 
 _IMPL = """
@@ -43,11 +51,13 @@ _IMPL = """
 """
 
 
-def _operator(definition, fused=None):
+def _operator(definition, fused=None, kernel=None):
     """Make the public operator of a definition and of its compiled form, if it has one.
 
-    Both take the same arguments; the operator takes ``impl`` besides.
+    Both take the same arguments; the operator takes ``impl`` besides. ``kernel`` is the registered
+    operator where it has another name.
     """
+    kernel = kernel or definition.__name__
     signature = inspect.signature(definition)
     first = next(iter(signature.parameters))
     impl = inspect.Parameter("impl", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -59,20 +69,41 @@ def _operator(definition, fused=None):
             tensors = tensors[0]
         # What is no tensor will be refused by the argument checks, which say how it should look.
         device = getattr(tensors, "device", torch.device("cpu"))
-        run = fused if _library.use_fused(impl, definition.__name__, device) else definition
+        run = fused if _library.use_fused(impl, kernel, device) else definition
         with torch.autocast(device.type, enabled=False):
             return run(*args, **kwargs)
 
     operator.__doc__ += _IMPL
     operator.__module__ = __name__
-    operator.__signature__ = signature.replace(parameters=[*signature.parameters.values(), impl])
+    # Variadic keywords come last.
+    parameters = sorted([*signature.parameters.values(), impl], key=lambda p: p.kind)
+    operator.__signature__ = signature.replace(parameters=parameters)
     return operator
 
 
-feature_imitation_loss = _operator(reference.feature_imitation_loss)
-multilevel_roi_align = _operator(reference.multilevel_roi_align)
-roi_distillation_loss = _operator(reference.roi_distillation_loss)
-adaptive_distillation_loss = _operator(reference.adaptive_distillation_loss)
+feature_imitation_loss = _operator(
+    reference.feature_imitation_loss, fused=feature_imitation.feature_imitation_loss
+)
+feature_imitation_passthrough = _operator(
+    reference.feature_imitation_passthrough,
+    fused=feature_imitation.feature_imitation_passthrough,
+    kernel="feature_imitation_loss",
+)
+multilevel_roi_align = _operator(
+    reference.multilevel_roi_align, fused=roi_align.multilevel_roi_align
+)
+roi_distillation_loss = _operator(
+    reference.roi_distillation_loss, fused=roi_distillation.roi_distillation_loss
+)
 kl_distillation_loss = _operator(
     reference.kl_distillation_loss, fused=logit_distillation.kl_distillation_loss
+)
+soft_cross_entropy_loss = _operator(
+    reference.soft_cross_entropy_loss, fused=logit_distillation.soft_cross_entropy_loss
+)
+adaptive_distillation_loss = _operator(
+    reference.adaptive_distillation_loss, fused=logit_distillation.adaptive_distillation_loss
+)
+bounded_regression_loss = _operator(
+    reference.bounded_regression_loss, fused=logit_distillation.bounded_regression_loss
 )

@@ -3,7 +3,13 @@
 They look at shapes and types only, never at values, so that none waits for a GPU.
 """
 
+import math
+
 import torch
+
+# Options whose places in these tuples are the codes of the kernels (csrc/include/hkd).
+DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
+RASTERIZE_RULES = ("cells", "defeat", "fgd", "fgfi")
 
 
 def one_of(name, value, known):
@@ -45,6 +51,21 @@ def pyramid(name, maps):
                 "give every level of the same batch."
             )
         same_device(f"{name}[{level}]", m, f"{name}[0]", maps[0])
+
+
+def pooling_arguments(name, maps, boxes, strides):
+    """A pyramid that boxes can be pooled from; returns the strides as floats."""
+    pyramid(name, maps)
+    same_channels(name, maps)
+    for level, m in enumerate(maps):
+        if m.dtype != maps[0].dtype:
+            raise ValueError(
+                f"{name}[{level}] is {m.dtype} and {name}[0] is {maps[0].dtype}; give levels of "
+                "one dtype."
+            )
+    strides = level_strides(strides, len(maps))
+    box_lists("boxes", boxes, maps[0])
+    return strides
 
 
 def same_channels(name, maps):
@@ -146,6 +167,119 @@ def adapters(adapter, student, teacher):
     return adapter
 
 
+def level_list(name, value, maps):
+    """A list with one tensor a level of ``maps``, on their device."""
+    if isinstance(value, torch.Tensor) or len(value) != len(maps):
+        raise ValueError(f"{name} must be a list with one tensor for each of {len(maps)} levels.")
+    for level, (v, m) in enumerate(zip(value, maps, strict=True)):
+        floating(f"{name}[{level}]", v)
+        same_device(f"{name}[{level}]", v, "the feature maps", m)
+
+
+def attention_weights(spatial_weights, channel_weights, distance, teacher):
+    """Weights (N, H, W) of cells and (N, C_t) of channels, one tensor a level."""
+    for name, value, axes in (
+        ("spatial_weights", spatial_weights, (0, 2, 3)),
+        ("channel_weights", channel_weights, (0, 1)),
+    ):
+        if value is None:
+            continue
+        if distance in ("cosine", "pkd"):
+            raise ValueError(
+                f"distance is {distance!r}, which takes no {name}: it has no term for every cell "
+                "and channel; choose mse, l1 or smooth_l1."
+            )
+        level_list(name, value, teacher)
+        for level, (v, t) in enumerate(zip(value, teacher, strict=True)):
+            shape = tuple(t.shape[axis] for axis in axes)
+            if tuple(v.shape) != shape:
+                raise ValueError(f"{name}[{level}] is {tuple(v.shape)}; give {shape}.")
+
+
+def anchor_shapes(anchors, threshold, maps):
+    """(A, 2) widths and heights of the anchors of every level."""
+    if anchors is None:
+        raise ValueError(
+            "anchors is missing; rasterize='fgfi' needs the widths and heights of the detector's "
+            "anchors, one (A, 2) tensor a level."
+        )
+    level_list("anchors", anchors, maps)
+    for level, a in enumerate(anchors):
+        if a.dim() != 2 or a.shape[1] != 2:
+            raise ValueError(f"anchors[{level}] is {tuple(a.shape)}; give (A, 2).")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"anchor_threshold is {threshold}; give a number from 0 to below 1.")
+
+
+def feature_imitation(
+    student,
+    teacher,
+    boxes,
+    strides,
+    ignore_boxes,
+    distance,
+    foreground_weight,
+    background_weight,
+    box_weights,
+    assign,
+    assign_ignore,
+    rasterize,
+    anchors,
+    anchor_threshold,
+    spatial_weights,
+    channel_weights,
+    level_weights,
+    adapter,
+):
+    """Arguments of feature imitation with their defaults resolved.
+
+    Returns:
+        tuple: strides, background_weight, assign_ignore, the adapter of each level, and whether
+        cells weigh differently.
+    """
+    paired_pyramids(student, teacher)
+    one_of("distance", distance, DISTANCES)
+    one_of("box_weights", box_weights, ("none", "area"))
+    one_of("assign", assign, ("level", "all"))
+    assign_ignore = assign if assign_ignore is None else assign_ignore
+    one_of("assign_ignore", assign_ignore, ("level", "all"))
+    one_of("rasterize", rasterize, RASTERIZE_RULES)
+    adapter = adapters(adapter, student, teacher)
+    for name, value in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
+        if value is not None:
+            box_lists(name, value, student[0])
+    if boxes is not None or ignore_boxes is not None:
+        strides = level_strides(strides, len(student))
+    if rasterize == "fgfi":
+        anchor_shapes(anchors, anchor_threshold, student)
+        if box_weights == "area":
+            raise ValueError(
+                "box_weights is 'area', but rasterize='fgfi' covers no rectangle; choose another "
+                "of the two."
+            )
+    if background_weight is None:
+        background_weight = 1.0 if boxes is None else 0.0
+    for name, value in (
+        ("foreground_weight", foreground_weight),
+        ("background_weight", background_weight),
+    ):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; give a finite number of at least 0.")
+    attention_weights(spatial_weights, channel_weights, distance, teacher)
+    if level_weights is not None and len(level_weights) != len(student):
+        raise ValueError(
+            f"level_weights has {len(level_weights)} entries for {len(student)} levels; "
+            "give one each."
+        )
+    masked = boxes is not None or ignore_boxes is not None or background_weight == 0
+    if masked and distance == "pkd":
+        raise ValueError(
+            "distance is 'pkd', which standardises whole maps; leave boxes, ignore_boxes and "
+            "background_weight out."
+        )
+    return strides, background_weight, assign_ignore, adapter, masked
+
+
 def bins(output_size):
     """``output_size`` as (rows, columns)."""
     rows, columns = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
@@ -169,18 +303,82 @@ def floating(name, tensor):
 
 
 def logits_and_weights(student_logits, teacher_logits, weights):
-    """Arguments of a row-wise loss: (..., K) logits and (...) weights."""
-    floating("student_logits", student_logits)
-    floating("teacher_logits", teacher_logits)
-    same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
-    if student_logits.dim() < 1:
-        raise ValueError("student_logits is a number; its last axis must be the classes.")
-    same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
-    if weights is not None and weights.shape != student_logits.shape[:-1]:
+    """Arguments of a row-wise loss as lists: (..., K) logits and (...) weights, or [] for none."""
+    student = tensors("student_logits", student_logits)
+    teacher = tensors("teacher_logits", teacher_logits, like=student)
+    for index, logits in enumerate(student):
+        if logits.dim() < 1:
+            raise ValueError(
+                f"student_logits[{index}] is a number; its last axis must be the classes."
+            )
+        if logits.shape[-1] != student[0].shape[-1]:
+            raise ValueError(
+                f"student_logits[{index}] has {logits.shape[-1]} classes and student_logits[0] has "
+                f"{student[0].shape[-1]}; give logits of the same classes."
+            )
+    if weights is None:
+        return student, teacher, []
+    weights = [weights] if isinstance(weights, torch.Tensor) else list(weights)
+    if len(weights) != len(student):
         raise ValueError(
-            f"weights is {tuple(weights.shape)}; student_logits {tuple(student_logits.shape)} make "
-            f"it {tuple(student_logits.shape[:-1])}, one a row."
+            f"weights has {len(weights)} tensors and student_logits {len(student)}; "
+            "give one for each."
         )
+    for index, (weight, logits) in enumerate(zip(weights, student, strict=True)):
+        if weight.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"weights[{index}] is {tuple(weight.shape)}; student_logits[{index}] "
+                f"{tuple(logits.shape)} make it {tuple(logits.shape[:-1])}, one a row."
+            )
+        same_device(f"weights[{index}]", weight, "student_logits[0]", student[0])
+    return student, teacher, weights
+
+
+def class_weights(value, logits):
+    """(K,) weights of the classes of (..., K) logits, or None."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(logits.shape[-1:]):
+        shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(
+            f"class_weights is {shown}; give a tensor of shape ({logits.shape[-1]},), one weight a "
+            "class."
+        )
+    same_device("class_weights", value, "student_logits[0]", logits)
+
+
+def adaptive(student_logits, teacher_probs, gamma, outer, ignore, normalizer):
+    """Arguments of the adaptive distillation loss; the tensors as lists, [] for no ``ignore``."""
+    one_of("outer", outer, ("bce", "kl"))
+    one_of("normalizer", normalizer, ("theta", None))
+    if not gamma >= 0:
+        raise ValueError(f"gamma is {gamma}; give a number of at least 0.")
+    logits = tensors("student_logits", student_logits)
+    probs = tensors("teacher_probs", teacher_probs, like=logits)
+    if ignore is None:
+        return logits, probs, []
+    return logits, probs, tensors("ignore", ignore, like=logits, dtype=torch.bool)
+
+
+def bounded_deltas(student_deltas, teacher_deltas, target_deltas, normalizer):
+    """Arguments of the bounded regression loss: three floating (R, D), a number or a 0-d tensor."""
+    for name, deltas in (
+        ("student_deltas", student_deltas),
+        ("teacher_deltas", teacher_deltas),
+        ("target_deltas", target_deltas),
+    ):
+        floating(name, deltas)
+        same_shape("student_deltas", student_deltas, name, deltas)
+        same_device(name, deltas, "student_deltas", student_deltas)
+    if student_deltas.dim() != 2:
+        raise ValueError(f"student_deltas is {tuple(student_deltas.shape)}; give (R, D).")
+    if isinstance(normalizer, torch.Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(
+                f"normalizer has the shape {tuple(normalizer.shape)}; give a number or a tensor "
+                "without axes."
+            )
+        same_device("normalizer", normalizer, "student_deltas", student_deltas)
 
 
 def tensors(name, value, like=None, dtype=None):
@@ -195,8 +393,11 @@ def tensors(name, value, like=None, dtype=None):
     for index, tensor in enumerate(value):
         if dtype is None:
             floating(f"{name}[{index}]", tensor)
-        elif tensor.dtype != dtype:
-            raise ValueError(f"{name}[{index}] is {tensor.dtype}; give {dtype}.")
+        elif not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
+            shown = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"{name}[{index}] is {shown}; give {dtype}.")
         if like is not None:
             same_shape(f"{name}[{index}]", tensor, f"student_logits[{index}]", like[index])
+        first = value[0] if like is None else like[0]
+        same_device(f"{name}[{index}]", tensor, "student_logits[0]", first)
     return value

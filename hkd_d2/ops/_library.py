@@ -8,7 +8,15 @@ import torch
 import hkd_d2
 from hkd_d2.ops import _checks
 
-OPERATORS = ("kl_distillation_loss",)
+OPERATORS = (
+    "adaptive_distillation_loss",
+    "bounded_regression_loss",
+    "feature_imitation_loss",
+    "kl_distillation_loss",
+    "multilevel_roi_align",
+    "roi_distillation_loss",
+    "soft_cross_entropy_loss",
+)
 
 DEVICES = ("cpu", "cuda")
 

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hkd_d2.ops import _checks
-
-DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
-RASTERIZE_RULES = ("cells", "defeat", "fgd")
+from hkd_d2.ops._checks import DISTANCES
 
 # Bilinear samples whose four taps are laid out at a time: about 100 MB of indices and weights.
 _SAMPLES_AT_ONCE = 1 << 20
@@ -49,6 +47,52 @@ def assign_boxes_to_levels(boxes, strides):
     )
 
 
+def _cell_spans(boxes, stride, rule):
+    """Cells low <= j < high of each box along x and y, two (R, 2) of whole numbers, unclipped."""
+    low = torch.floor(boxes[:, :2] / stride)
+    high = boxes[:, 2:] / stride
+    if rule == "cells":
+        return low, torch.maximum(high.ceil(), low + 1)
+    if rule == "defeat":
+        return low, torch.maximum(high.floor(), low + 1)
+    return low, high.ceil() + 1
+
+
+def _covered(spans, size):
+    """Rows (R, height) and columns (R, width) that lie in spans of cells."""
+    low, high = spans
+    covered = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        cell = torch.arange(length, device=low.device)
+        covered.append((cell >= low[:, axis, None]) & (cell < high[:, axis, None]))
+    return covered
+
+
+def _near_anchors(boxes, size, stride, anchors, threshold, offset):
+    """Cells with an anchor whose IoU with a box is above a share of the best: (height, width) bool.
+
+    Anchors (A, 2) of width and height are centred at ((j + offset) * stride, (i + offset) * stride)
+    of cell (i, j). FGFI's rule (CVPR 2019).
+    """
+    half = anchors.to(boxes) / 2
+    overlaps = []
+    for axis, length in ((0, size[1]), (1, size[0])):
+        centre = (torch.arange(length, device=boxes.device, dtype=boxes.dtype) + offset) * stride
+        low, high = centre - half[:, axis, None], centre + half[:, axis, None]
+        box = boxes[:, axis, None, None], boxes[:, axis + 2, None, None]
+        overlap = torch.minimum(high, box[1]) - torch.maximum(low, box[0])
+        overlaps.append(overlap.clamp(min=0))
+    anchor_area = (anchors[:, 0] * anchors[:, 1]).to(boxes)[:, None, None]
+    box_area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
+    near = torch.zeros(size, dtype=torch.bool, device=boxes.device)
+    for across, down, area in zip(*overlaps, box_area, strict=True):
+        intersection = down[:, :, None] * across[:, None]
+        iou = intersection / (anchor_area + area - intersection)
+        if iou.numel():
+            near |= (iou > threshold * iou.max()).any(0)
+    return near
+
+
 def rasterize_boxes(boxes, size, stride, *, rule="cells"):
     """Cells of a feature map that lie under boxes.
 
@@ -70,27 +114,20 @@ def rasterize_boxes(boxes, size, stride, *, rule="cells"):
     Raises:
         ValueError: an unknown rule.
     """
-    _checks.one_of("rasterize", rule, RASTERIZE_RULES)
-    low = torch.floor(boxes[:, :2] / stride)
-    high = boxes[:, 2:] / stride
-    if rule == "cells":
-        high = torch.maximum(high.ceil(), low + 1)
-    elif rule == "defeat":
-        high = torch.maximum(high.floor(), low + 1)
-    else:
-        high = high.ceil() + 1
-    covered = []
-    for axis, length in ((1, size[0]), (0, size[1])):
-        cell = torch.arange(length, device=boxes.device)
-        covered.append((cell >= low[:, axis, None]) & (cell < high[:, axis, None]))
-    rows, columns = covered
+    _checks.one_of("rasterize", rule, _checks.RASTERIZE_RULES[:-1])
+    rows, columns = _covered(_cell_spans(boxes, stride, rule), size)
     # Counts of boxes; exact in float32, and much less memory than an (R, height, width) mask.
     return rows.float().T @ columns.float() > 0
 
 
 # ---------------------------------------------------------------------------------------- distances
-def _distance(student, teacher, distance, dim):
-    """Distance of feature vectors along ``dim``, which is reduced."""
+def _distance(student, teacher, distance, dim, channel_weights=None):
+    """Distance of feature vectors along ``dim``, which is reduced.
+
+    ``channel_weights``, which broadcast, multiply the elements of a mean.
+    """
+    if student.shape[dim] == 0:
+        return student.sum(dim)
     if distance == "cosine":
         return 1 - F.cosine_similarity(student, teacher, dim=dim)
     if distance == "mse":
@@ -99,6 +136,8 @@ def _distance(student, teacher, distance, dim):
         elements = (student - teacher).abs()
     else:
         elements = F.smooth_l1_loss(student, teacher, reduction="none")
+    if channel_weights is not None:
+        elements = torch.where(channel_weights == 0, 0, elements * channel_weights)
     return elements.mean(dim)
 
 
@@ -118,16 +157,35 @@ def _adapt(values, adapter, dim):
     return F.linear(values.movedim(dim, -1), weight, bias).movedim(-1, dim)
 
 
-def _cell_weights(shape, boxes, ignore_boxes, stride, rule, foreground_weight, background_weight):
-    """(N, H, W) float32 mask weights of one level from the boxes that belong to it."""
-    weights = []
+def _foreground(boxes, size, stride, rule, box_weights, anchors):
+    """(H, W) float32 weights of the cells under boxes, -1 elsewhere."""
+    if rule == "fgfi":
+        return _near_anchors(boxes, size, stride, *anchors).float() * 2 - 1
+    if box_weights == "none":
+        return rasterize_boxes(boxes, size, stride, rule=rule).float() * 2 - 1
+    spans = _cell_spans(boxes, stride, rule)
+    share = (1 / (spans[1] - spans[0]).prod(1)).float()
+    weights = share.new_full(size, -1)
+    for row, column, value in zip(*_covered(spans, size), share, strict=True):
+        weights = weights.maximum(torch.where(row[:, None] & column, value, -1))
+    return weights
+
+
+def _cell_weights(shape, boxes, ignore_boxes, stride, rule, box_weights, anchors, weights):
+    """(N, H, W) float32 mask weights of one level from the boxes that belong to it.
+
+    ``weights`` are those of foreground and background.
+    """
+    levels = []
+    # A region to ignore is no object, so FGFI's anchors say nothing about it.
+    ignore_rule = "cells" if rule == "fgfi" else rule
     for image in range(shape[0]):
-        w = boxes[image].new_full(shape[2:], background_weight, dtype=torch.float32)
+        foreground = _foreground(boxes[image], shape[2:], stride, rule, box_weights, anchors)
+        w = torch.full_like(foreground, weights[1])
         if ignore_boxes is not None:
-            w[rasterize_boxes(ignore_boxes[image], shape[2:], stride, rule=rule)] = 0
-        w[rasterize_boxes(boxes[image], shape[2:], stride, rule=rule)] = foreground_weight
-        weights.append(w)
-    return torch.stack(weights) if weights else torch.zeros(0, *shape[2:])
+            w[rasterize_boxes(ignore_boxes[image], shape[2:], stride, rule=ignore_rule)] = 0
+        levels.append(torch.where(foreground < 0, w, foreground * weights[0]))
+    return torch.stack(levels) if levels else torch.zeros(0, *shape[2:])
 
 
 def feature_imitation_loss(
@@ -140,9 +198,15 @@ def feature_imitation_loss(
     distance="mse",
     foreground_weight=1.0,
     background_weight=None,
+    box_weights="none",
     assign="level",
     assign_ignore=None,
     rasterize="cells",
+    anchors=None,
+    anchor_threshold=0.5,
+    anchor_offset=0.0,
+    spatial_weights=None,
+    channel_weights=None,
     level_weights=None,
     adapter=None,
 ):
@@ -162,7 +226,7 @@ def feature_imitation_loss(
       (PKD, arXiv 2207.02039). Whole maps only.
 
     ``w`` is ``foreground_weight`` on cells under ``boxes``, 0 on cells that only ``ignore_boxes``
-    cover, ``background_weight`` elsewhere. Cells of weight 0 are not read, so a NaN in them is
+    cover, ``background_weight`` elsewhere. Cells of weight 0 do not count, so a NaN in them is
     harmless. A level without weight counts as 0 and stays in the mean over levels.
 
     Args:
@@ -177,10 +241,24 @@ def feature_imitation_loss(
         foreground_weight (float): weight of cells under boxes.
         background_weight (float, optional): weight of the other cells; None is 0 with boxes and 1
             without.
+        box_weights (str): ``none``, or ``area``: ``foreground_weight`` is divided by the height
+            times the width of the box in cells, unclipped, so that every box weighs alike; where
+            boxes overlap the smallest rules (FGD, CVPR 2022).
         assign (str): ``level`` paints a box on its level only (:func:`assign_boxes_to_levels`),
             ``all`` on every level.
         assign_ignore (str, optional): the same for ``ignore_boxes``; None for ``assign``.
-        rasterize (str): which cells a box covers (:func:`rasterize_boxes`).
+        rasterize (str): which cells a box covers (:func:`rasterize_boxes`), or ``fgfi``: cells with
+            an anchor whose IoU with the box is above ``anchor_threshold`` times the best IoU of any
+            anchor of the level with it (FGFI, CVPR 2019); ``ignore_boxes`` then cover ``cells``.
+        anchors (list[Tensor], optional): per level (A, 2) widths and heights of the anchors in
+            pixels, for ``fgfi``.
+        anchor_threshold (float): share of the best IoU, from 0 to below 1.
+        anchor_offset (float): the anchors of cell (i, j) are centred at (j + offset) times the
+            stride across and (i + offset) times the stride down; Detectron2's default is 0.
+        spatial_weights (list[Tensor], optional): per level (N, H_l, W_l) weights of cells, and
+        channel_weights (list[Tensor], optional): per level (N, C_t) weights of channels, at least
+            0. They multiply the elements of ``mse``, ``l1`` and ``smooth_l1`` but not the sum of
+            ``w`` that divides (the teacher's attention in FGD); weight 0 does not count.
         level_weights (Tensor or list, optional): (L,) factors ``v`` of the levels.
         adapter (optional): 1x1 adapter ``(weight (C_t, C_s), bias (C_t,) or None)`` for all levels,
             or a list with one, or None, a level. Needed where the widths differ.
@@ -189,44 +267,37 @@ def feature_imitation_loss(
         Tensor: scalar.
 
     Raises:
-        ValueError: levels, shapes or lists that do not fit, an unknown option, ``pkd`` with a mask.
+        ValueError: levels, shapes or lists that do not fit, an unknown option, ``pkd`` with a mask,
+            options that exclude each other.
     """
-    _checks.paired_pyramids(student, teacher)
-    _checks.one_of("distance", distance, DISTANCES)
-    _checks.one_of("assign", assign, ("level", "all"))
-    assign_ignore = assign if assign_ignore is None else assign_ignore
-    _checks.one_of("assign_ignore", assign_ignore, ("level", "all"))
-    _checks.one_of("rasterize", rasterize, RASTERIZE_RULES)
-    adapter = _checks.adapters(adapter, student, teacher)
-    for name, value in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
-        if value is not None:
-            _checks.box_lists(name, value, student[0])
-    if boxes is not None or ignore_boxes is not None:
-        strides = _checks.level_strides(strides, len(student))
-    if background_weight is None:
-        background_weight = 1.0 if boxes is None else 0.0
-    for name, value in (
-        ("foreground_weight", foreground_weight),
-        ("background_weight", background_weight),
-    ):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; give a finite number of at least 0.")
-    if level_weights is not None and len(level_weights) != len(student):
-        raise ValueError(
-            f"level_weights has {len(level_weights)} entries for {len(student)} levels; "
-            "give one each."
-        )
-    masked = boxes is not None or ignore_boxes is not None or background_weight == 0
-    if masked and distance == "pkd":
-        raise ValueError(
-            "distance is 'pkd', which standardises whole maps; leave boxes, ignore_boxes and "
-            "background_weight out."
-        )
-    if masked and boxes is None:
+    strides, background_weight, assign_ignore, adapter, masked = _checks.feature_imitation(
+        student,
+        teacher,
+        boxes,
+        strides,
+        ignore_boxes,
+        distance,
+        foreground_weight,
+        background_weight,
+        box_weights,
+        assign,
+        assign_ignore,
+        rasterize,
+        anchors,
+        anchor_threshold,
+        spatial_weights,
+        channel_weights,
+        level_weights,
+        adapter,
+    )
+    if boxes is None:
         boxes = [student[0].new_zeros(0, 4, dtype=torch.float32)] * len(student[0])
 
     def on_level(box_list, level, rule):
-        if rule == "all" or box_list is None:
+        if box_list is None:
+            return None
+        box_list = [b.detach() for b in box_list]
+        if rule == "all":
             return box_list
         return [b[assign_boxes_to_levels(b, strides) == level] for b in box_list]
 
@@ -234,33 +305,65 @@ def feature_imitation_loss(
     losses = []
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
         s, t = s.to(dtype), t.detach().to(dtype)
-        if not masked:
+        of_channels = None
+        if channel_weights is not None:
+            of_channels = channel_weights[level].detach().to(dtype)[:, :, None, None].expand_as(t)
+        if not masked and spatial_weights is None:
             s = _adapt(s, adapter[level], dim=1)
             if s.numel() == 0:
                 losses.append(s.sum())
             elif distance == "pkd":
                 losses.append(F.mse_loss(_standardize(s), _standardize(t)) / 2)
             else:
-                losses.append(_distance(s, t, distance, dim=1).mean())
+                losses.append(_distance(s, t, distance, 1, of_channels).mean())
             continue
-        weights = _cell_weights(
-            s.shape,
-            on_level(boxes, level, assign),
-            on_level(ignore_boxes, level, assign_ignore),
-            strides[level] if strides else 1.0,
-            rasterize,
-            foreground_weight,
-            background_weight,
-        ).to(s)
-        counted = weights > 0
-        s = _adapt(s.movedim(1, -1)[counted], adapter[level], dim=-1)
-        cells = _distance(s, t.movedim(1, -1)[counted], distance, dim=-1)
+        weights = s.new_ones(s.shape[0], *s.shape[2:])
+        if masked:
+            weights = _cell_weights(
+                s.shape,
+                on_level(boxes, level, assign),
+                on_level(ignore_boxes, level, assign_ignore),
+                strides[level] if strides else 1.0,
+                rasterize,
+                box_weights,
+                anchors and (anchors[level].detach(), anchor_threshold, anchor_offset),
+                (foreground_weight, background_weight),
+            ).to(s)
         total = weights.sum()
+        if spatial_weights is not None:
+            weights = weights * spatial_weights[level].detach().to(dtype)
+        counted = weights != 0
+        s, t = s.movedim(1, -1)[counted], t.movedim(1, -1)[counted]
+        if of_channels is not None:
+            of_channels = of_channels.movedim(1, -1)[counted]
+        cells = _distance(_adapt(s, adapter[level], dim=-1), t, distance, -1, of_channels)
         losses.append((weights[counted] * cells).sum() / torch.where(total > 0, total, 1))
     losses = torch.stack(losses)
     if level_weights is not None:
         losses = losses * torch.as_tensor(level_weights).detach().to(losses)
     return losses.mean()
+
+
+def feature_imitation_passthrough(student, teacher, **options):
+    """The student's maps handed on, together with :func:`feature_imitation_loss` of them.
+
+    Equal to ``list(student), feature_imitation_loss(student, teacher, **options)``. Where the maps
+    have other consumers that read the ones returned here, the compiled operator adds its gradient
+    to theirs as it writes it, instead of leaving the sum to autograd, which reads both again.
+
+    Args:
+        student (list[Tensor]): as in :func:`feature_imitation_loss`, and so are the others.
+        teacher (list[Tensor]): see there.
+        options: the keyword arguments of :func:`feature_imitation_loss`.
+
+    Returns:
+        tuple[list[Tensor], Tensor]: the student's maps, to be used instead of those passed in, and
+        the loss. The maps may be views; do not change them in place.
+
+    Raises:
+        ValueError: as :func:`feature_imitation_loss`.
+    """
+    return list(student), feature_imitation_loss(student, teacher, **options)
 
 
 # ---------------------------------------------------------------------------------------- RoIAlign
@@ -380,10 +483,7 @@ def multilevel_roi_align(features, boxes, *, strides, output_size=7, sampling_ra
 
     Source: Mask R-CNN (arXiv 1703.06870); :func:`assign_boxes_to_levels` for the levels.
     """
-    _checks.pyramid("features", features)
-    _checks.same_channels("features", features)
-    strides = _checks.level_strides(strides, len(features))
-    _checks.box_lists("boxes", boxes, features[0])
+    strides = _checks.pooling_arguments("features", features, boxes, strides)
     pooled, order = _pool(features, boxes, strides, _checks.bins(output_size), sampling_ratio)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -430,12 +530,10 @@ def roi_distillation_loss(
     the boxes.
     """
     _checks.paired_pyramids(student, teacher)
-    _checks.same_channels("student", student)
-    _checks.same_channels("teacher", teacher)
     _checks.one_of("distance", distance, DISTANCES[:-1])
+    strides = _checks.pooling_arguments("student", student, boxes, strides)
+    _checks.pooling_arguments("teacher", teacher, boxes, strides)
     adapter = _checks.adapters(adapter, student, teacher)
-    strides = _checks.level_strides(strides, len(student))
-    _checks.box_lists("boxes", boxes, student[0])
     bins = _checks.bins(output_size)
     pooled, _ = _pool(student, boxes, strides, bins, sampling_ratio)
     with torch.no_grad():
@@ -462,43 +560,110 @@ def kl_distillation_loss(
     A class that the teacher excludes (a logit of minus infinity) contributes 0.
 
     Args:
-        student_logits (Tensor): (..., K), classes last; float16, bfloat16, float32 or float64.
-        teacher_logits (Tensor): (..., K); another precision is welcome.
+        student_logits (Tensor or list[Tensor]): (..., K), classes last; float16, bfloat16, float32
+            or float64. A list, for example one tensor a level, counts as all its rows together.
+        teacher_logits (Tensor or list[Tensor]): (..., K); another precision is welcome.
         temperature (float): T.
-        weights (Tensor, optional): (...) weights of the rows, at least 0; None weighs each 1, so
-            the loss is the mean over rows.
+        weights (Tensor or list[Tensor], optional): (...) weights of the rows, at least 0; None
+            weighs each 1, so the loss is the mean over rows.
         activation (str): ``softmax`` | ``sigmoid``.
 
     Returns:
         Tensor: scalar.
 
     Raises:
-        ValueError: shapes that do not fit, a temperature of 0 or less, an unknown activation.
+        ValueError: lists or shapes that do not fit, a temperature of 0 or less, an unknown
+            activation.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531).
     """
-    _checks.logits_and_weights(student_logits, teacher_logits, weights)
+    student, teacher, weights = _checks.logits_and_weights(student_logits, teacher_logits, weights)
     _checks.positive("temperature", temperature)
     _checks.one_of("activation", activation, ("softmax", "sigmoid"))
-    dtype = _checks.loss_dtype(student_logits)
-    s = student_logits.to(dtype) / temperature
-    t = teacher_logits.detach().to(dtype) / temperature
-    if activation == "softmax":
-        kl = _expected_log_ratio(t.log_softmax(-1), s.log_softmax(-1))
-    else:
-        kl = _expected_log_ratio(F.logsigmoid(t), F.logsigmoid(s))
-        kl = kl + _expected_log_ratio(F.logsigmoid(-t), F.logsigmoid(-s))
-    rows = temperature**2 * kl.sum(-1)
-    if weights is None:
+
+    def row_losses(log_q, log_p):
+        return _weighted(log_q.exp(), log_q - log_p).sum(-1)
+
+    return _mean_over_rows(student, teacher, weights, temperature, activation, row_losses)
+
+
+def soft_cross_entropy_loss(
+    student_logits,
+    teacher_logits,
+    *,
+    temperature=1.0,
+    class_weights=None,
+    weights=None,
+    activation="softmax",
+):
+    """Cross-entropy of the student's classes under the teacher's, with weighted classes.
+
+    .. math:: L = \\frac{\\sum_r w_r\\, T^2 \\sum_k c_k\\, \\mathrm{CE}_{rk}}{\\max(\\sum_r w_r, 1)}
+
+    - ``softmax``: CE_k = -q_k ln p_k with p, q = softmax(logits / T)
+    - ``sigmoid``: CE_k = -q_k ln p_k - (1 - q_k) ln(1 - p_k), one Bernoulli variable a class
+
+    Unlike a cross-entropy against hard labels, a class weight leaves the normaliser as it is. With
+    all c_k = 1 the gradient is that of :func:`kl_distillation_loss`. Chen et al. weigh the
+    background 1.5 and the other classes 1, against missed objects. A class without weight, or that
+    the teacher excludes, contributes 0.
+
+    Args:
+        student_logits (Tensor or list[Tensor]): (..., K), classes last; float16, bfloat16, float32
+            or float64. A list, for example one tensor a level, counts as all its rows together.
+        teacher_logits (Tensor or list[Tensor]): (..., K); another precision is welcome.
+        temperature (float): T.
+        class_weights (Tensor, optional): (K,) weights c of the classes, at least 0; None is 1 each.
+        weights (Tensor or list[Tensor], optional): (...) weights of the rows, at least 0; None
+            weighs each 1, so the loss is the mean over rows.
+        activation (str): ``softmax`` | ``sigmoid``.
+
+    Returns:
+        Tensor: scalar.
+
+    Raises:
+        ValueError: lists or shapes that do not fit, a temperature of 0 or less, an unknown
+            activation.
+
+    Source: Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation
+    (NIPS 2017), equation 3.
+    """
+    student, teacher, weights = _checks.logits_and_weights(student_logits, teacher_logits, weights)
+    _checks.class_weights(class_weights, student[0])
+    _checks.positive("temperature", temperature)
+    _checks.one_of("activation", activation, ("softmax", "sigmoid"))
+    c = 1.0
+    if class_weights is not None:
+        c = class_weights.detach().to(_checks.loss_dtype(student[0]))
+
+    def row_losses(log_q, log_p):
+        return _weighted(c * log_q.exp(), -log_p).sum(-1)
+
+    return _mean_over_rows(student, teacher, weights, temperature, activation, row_losses)
+
+
+def _mean_over_rows(student, teacher, weights, temperature, activation, row_losses):
+    """T^2 times the weighted mean over all rows of ``row_losses(ln q, ln p)``."""
+    dtype = _checks.loss_dtype(student[0])
+    rows = []
+    for s, t in zip(student, teacher, strict=True):
+        s, t = s.to(dtype) / temperature, t.detach().to(dtype) / temperature
+        if activation == "softmax":
+            losses = row_losses(t.log_softmax(-1), s.log_softmax(-1))
+        else:
+            losses = row_losses(F.logsigmoid(t), F.logsigmoid(s))
+            losses = losses + row_losses(F.logsigmoid(-t), F.logsigmoid(-s))
+        rows.append(temperature**2 * losses.flatten())
+    rows = torch.cat(rows)
+    if not weights:
         return rows.sum() / max(rows.numel(), 1)
-    weights = weights.detach().to(dtype)
+    weights = torch.cat([w.detach().to(dtype).flatten() for w in weights])
     return (weights * rows).sum() / weights.sum().clamp(min=1)
 
 
-def _expected_log_ratio(log_q, log_p):
-    """q (ln q - ln p), 0 where q is 0; a NaN passes through."""
-    q = log_q.exp()
-    return torch.where(q == 0, 0, q * (log_q - log_p))
+def _weighted(weight, value):
+    """weight * value, 0 where the weight is 0; a NaN passes through."""
+    return torch.where(weight == 0, 0, weight * value)
 
 
 def adaptive_distillation_loss(
@@ -548,19 +713,12 @@ def adaptive_distillation_loss(
     Raises:
         ValueError: lists or shapes that do not fit, an unknown option.
     """
-    _checks.one_of("outer", outer, ("bce", "kl"))
-    _checks.one_of("normalizer", normalizer, ("theta", None))
-    if gamma < 0:
-        raise ValueError(f"gamma is {gamma}; give a number of at least 0.")
-    logits = _checks.tensors("student_logits", student_logits)
-    probs = _checks.tensors("teacher_probs", teacher_probs, like=logits)
-    ignored = [None] * len(logits)
-    if ignore is not None:
-        ignored = _checks.tensors("ignore", ignore, like=logits, dtype=torch.bool)
-
+    logits, probs, ignored = _checks.adaptive(
+        student_logits, teacher_probs, gamma, outer, ignore, normalizer
+    )
     dtype = _checks.loss_dtype(logits[0])
     total, mass = 0.0, 0.0
-    for x, q, skip in zip(logits, probs, ignored, strict=True):
+    for x, q, skip in zip(logits, probs, ignored or [None] * len(logits), strict=True):
         x, q = x.to(dtype), q.detach().to(dtype)
         mass = mass + q.pow(theta).sum()
         if skip is not None:
@@ -596,7 +754,7 @@ def bounded_regression_loss(
         teacher_deltas (Tensor): (R, D), of the same boxes.
         target_deltas (Tensor): (R, D), ground truth of the same boxes.
         margin (float): m, in squared units of the deltas.
-        normalizer (float or Tensor, optional): Z, clamped to at least 1; None is R. Detectron2
+        normalizer (float or 0-d Tensor, optional): Z, taken as at least 1; None is R. Detectron2
             divides its box loss by all sampled boxes, so pass that number with the rows of the
             foreground boxes.
 
@@ -604,13 +762,9 @@ def bounded_regression_loss(
         Tensor: scalar.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, a normaliser of several numbers.
     """
-    _checks.floating("student_deltas", student_deltas)
-    _checks.same_shape("student_deltas", student_deltas, "teacher_deltas", teacher_deltas)
-    _checks.same_shape("student_deltas", student_deltas, "target_deltas", target_deltas)
-    if student_deltas.dim() != 2:
-        raise ValueError(f"student_deltas is {tuple(student_deltas.shape)}; give (R, D).")
+    _checks.bounded_deltas(student_deltas, teacher_deltas, target_deltas, normalizer)
     dtype = _checks.loss_dtype(student_deltas)
     target = target_deltas.detach().to(dtype)
     student_error = (student_deltas.to(dtype) - target).square().sum(1)
@@ -619,5 +773,5 @@ def bounded_regression_loss(
     if normalizer is None:
         normalizer = len(student_deltas)
     if isinstance(normalizer, torch.Tensor):
-        return loss / normalizer.detach().clamp(min=1)
+        return loss / normalizer.detach().to(dtype).clamp(min=1)
     return loss / max(normalizer, 1)

@@ -17,10 +17,12 @@ from hkd_d2.ops import _library, reference
 ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = [
     "adaptive_distillation_loss",
+    "bounded_regression_loss",
     "feature_imitation_loss",
     "kl_distillation_loss",
     "multilevel_roi_align",
     "roi_distillation_loss",
+    "soft_cross_entropy_loss",
 ]
 
 

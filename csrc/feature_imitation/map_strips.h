@@ -1,0 +1,238 @@
+// Strips of feature maps in the type that losses are computed in, read from and written to maps of
+// any stored type and layout on the CPU.
+//
+// A strip of cells is [cell][channel], a strip of a plane is cells of one channel. Where a map lies
+// in memory just so, its own storage serves and nothing is copied.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "cpu_isa.h"
+#include "dispatch.h"
+#include "feature_maps.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define HKD_NOINLINE __attribute__((noinline))
+#else
+#define HKD_NOINLINE
+#endif
+
+namespace hkd {
+
+// Past the caches: a store that does not read the line that it overwrites, for gradients that are
+// larger than what a cache keeps until they are read. (For zeros memset is as good or better.)
+inline void stream_copy(char* to, const char* from, int64_t bytes) {
+#if defined(__SSE2__)
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(to) & 63);
+  std::memcpy(to, from, head);
+  to += head, from += head, bytes -= head;
+  for (; bytes >= 64; to += 64, from += 64, bytes -= 64) {
+    for (int i = 0; i < 4; ++i) {
+      _mm_stream_si128(
+          reinterpret_cast<__m128i*>(to) + i,
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
+    }
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+
+// Makes streamed stores visible to other threads.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename T>
+constexpr ScalarType scalar_type_of() {
+  return std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+}
+
+// A feature map whose element type is known at run time. `data` is null where there is no map.
+struct AnyMap {
+  char* data = nullptr;
+  ScalarType type = ScalarType::Float;
+  int64_t element = 4; // bytes
+  int64_t images = 0, channels = 0, cells = 0;
+  bool channels_last = false;
+
+  AnyMap() = default;
+
+  // `map` is one that `as_stored` has returned. Only gradients are written to, which are new.
+  explicit AnyMap(const torch::stable::Tensor& map)
+      : data(static_cast<char*>(const_cast<void*>(map.const_data_ptr()))),
+        type(map.scalar_type()),
+        element(map.element_size()),
+        images(map.size(0)),
+        channels(map.size(1)),
+        cells(map.size(2) * map.size(3)),
+        channels_last(!map.is_contiguous()) {
+  }
+
+  char* cell(int64_t image, int64_t cell) const { // of a channels_last map
+    return data + (image * cells + cell) * channels * element;
+  }
+  char* plane(int64_t image, int64_t channel, int64_t cell) const { // of any other
+    return data + ((image * channels + channel) * cells + cell) * element;
+  }
+};
+
+template <typename To, typename From>
+inline void convert(To* to, const From* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = static_cast<To>(from[i]);
+  }
+}
+
+template <typename Acc>
+HKD_NOINLINE void load_numbers(Acc* to, const char* from, ScalarType type, int64_t count) {
+  dispatch_floating(type, "A tensor", [&](auto t) {
+    using T = decltype(t);
+    with_best_isa([&](auto) { convert(to, reinterpret_cast<const T*>(from), count); });
+  });
+}
+
+template <typename Acc>
+HKD_NOINLINE void load_cells(
+    Acc* to, const AnyMap& map, int64_t image, int64_t first, int64_t count) {
+  if (map.channels_last) {
+    return load_numbers(to, map.cell(image, first), map.type, count * map.channels);
+  }
+  dispatch_floating(map.type, "A map", [&](auto t) {
+    using T = decltype(t);
+    with_best_isa([&](auto) {
+      for (int64_t c = 0; c < map.channels; ++c) {
+        const T* from = reinterpret_cast<const T*>(map.plane(image, c, first));
+        for (int64_t i = 0; i < count; ++i) {
+          to[i * map.channels + c] = static_cast<Acc>(from[i]);
+        }
+      }
+    });
+  });
+}
+
+// The strip itself where it is stored so, else a copy in `buffer`.
+template <typename Acc>
+inline const Acc* read_cells(
+    const AnyMap& map, int64_t image, int64_t first, int64_t count, Acc* buffer) {
+  if (map.channels_last && map.type == scalar_type_of<Acc>()) {
+    return reinterpret_cast<const Acc*>(map.cell(image, first));
+  }
+  load_cells(buffer, map, image, first, count);
+  return buffer;
+}
+
+template <typename Acc>
+inline const Acc* read_plane(
+    const AnyMap& map, int64_t image, int64_t channel, int64_t first, int64_t count, Acc* buffer) {
+  const char* from = map.plane(image, channel, first);
+  if (map.type == scalar_type_of<Acc>()) {
+    return reinterpret_cast<const Acc*>(from);
+  }
+  load_numbers(buffer, from, map.type, count);
+  return buffer;
+}
+
+// Where the gradient of a map goes, added to another gradient of the same map if there is one.
+struct GradientMap {
+  AnyMap map;
+  AnyMap incoming; // of the type and layout of `map`
+  bool streamed;
+
+  void copy(char* to, const char* from, int64_t bytes) const {
+    if (streamed) {
+      stream_copy(to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
+  }
+
+  // Where the loss has no gradient.
+  void fill(char* to, int64_t bytes) const {
+    if (incoming.data) {
+      copy(to, incoming.data + (to - map.data), bytes);
+    } else {
+      std::memset(to, 0, bytes);
+    }
+  }
+
+  void fill_cells(int64_t image, int64_t first, int64_t last) const {
+    if (map.channels_last) {
+      return fill(map.cell(image, first), (last - first) * map.channels * map.element);
+    }
+    for (int64_t c = 0; c < map.channels; ++c) {
+      fill(map.plane(image, c, first), (last - first) * map.element);
+    }
+  }
+
+  // `numbers` is overwritten.
+  template <typename Acc>
+  void store(char* to, Acc* numbers, int64_t count) const {
+    if (map.type == scalar_type_of<Acc>() && !incoming.data) {
+      copy(to, reinterpret_cast<const char*>(numbers), count * sizeof(Acc));
+    } else {
+      store_converted(to, numbers, count);
+    }
+  }
+
+  template <typename Acc>
+  void store_cells(int64_t image, int64_t first, int64_t count, Acc* rows) const {
+    if (map.channels_last) {
+      store(map.cell(image, first), rows, count * map.channels);
+    } else {
+      store_transposed(image, first, count, rows);
+    }
+  }
+
+ private:
+  template <typename Acc>
+  HKD_NOINLINE void store_converted(char* to, Acc* numbers, int64_t count) const {
+    dispatch_floating(map.type, "A map", [&](auto t) {
+      using T = decltype(t);
+      with_best_isa([&](auto) {
+        if (incoming.data) {
+          const T* other = reinterpret_cast<const T*>(incoming.data + (to - map.data));
+          for (int64_t i = 0; i < count; ++i) {
+            numbers[i] += static_cast<Acc>(other[i]);
+          }
+        }
+        constexpr int64_t kBlock = 1024;
+        T block[kBlock];
+        for (int64_t i = 0; i < count; i += kBlock) {
+          const int64_t size = std::min(kBlock, count - i);
+          convert(block, numbers + i, size);
+          copy(to + i * sizeof(T), reinterpret_cast<const char*>(block), size * sizeof(T));
+        }
+      });
+    });
+  }
+
+  template <typename Acc>
+  HKD_NOINLINE void store_transposed(
+      int64_t image, int64_t first, int64_t count, const Acc* rows) const {
+    dispatch_floating(map.type, "A map", [&](auto t) {
+      using T = decltype(t);
+      with_best_isa([&](auto) {
+        for (int64_t c = 0; c < map.channels; ++c) {
+          char* to = map.plane(image, c, first);
+          const T* other =
+              reinterpret_cast<const T*>(incoming.data ? incoming.data + (to - map.data) : nullptr);
+          for (int64_t i = 0; i < count; ++i) {
+            const Acc sum = rows[i * map.channels + c] + (other ? static_cast<Acc>(other[i]) : 0);
+            reinterpret_cast<T*>(to)[i] = static_cast<T>(sum);
+          }
+        }
+      });
+    });
+  }
+};
+
+} // namespace hkd

@@ -1,0 +1,249 @@
+// Adaptive distillation loss on the CPU, forward and backward, over a list of tensors.
+//
+// The forward adds up the losses and the normaliser's q^theta in one pass over memory, the backward
+// computes everything again rather than have the forward store it: reading logits and probabilities
+// twice costs less than writing and reading a gradient that has yet to be scaled.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "hkd/adaptive_distillation.h"
+#include "tensor_list.h"
+
+namespace hkd {
+namespace {
+
+constexpr int64_t kBlock = 16384;
+constexpr int64_t kChunk = 1024; // stays in the first-level cache
+
+// Whether the elements lie in memory without gaps or overlaps, in the order of some permutation of
+// the axes.
+bool is_dense(const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> axes; // (stride, length)
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    if (tensor.size(axis) != 1) {
+      axes.emplace_back(tensor.stride(axis), tensor.size(axis));
+    }
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t expected = 1;
+  for (const auto& [stride, length] : axes) {
+    if (stride != expected) {
+      return false;
+    }
+    expected *= length;
+  }
+  return true;
+}
+
+bool lie_alike(const Tensor& a, const Tensor& b) {
+  for (int64_t axis = 0; axis < a.dim(); ++axis) {
+    if (a.size(axis) != 1 && a.stride(axis) != b.stride(axis)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The arguments element by element. Tensors of one dense layout, which may be permuted (anchors
+// before cells), are read as stored; others are copied to contiguous ones.
+struct Elements {
+  std::vector<Tensor> logits, probs, ignore;
+  std::vector<int64_t> counts;
+  std::vector<bool> as_stored;
+
+  Elements(
+      const std::vector<Tensor>& student_logits,
+      const std::vector<Tensor>& teacher_probs,
+      const std::vector<Tensor>& ignored) {
+    STD_TORCH_CHECK(!student_logits.empty(), "student_logits is an empty list.");
+    check_list("student_logits", student_logits, student_logits);
+    check_list("teacher_probs", teacher_probs, student_logits);
+    if (!ignored.empty()) {
+      check_list("ignore", ignored, student_logits);
+    }
+    for (size_t i = 0; i < student_logits.size(); ++i) {
+      const Tensor& x = student_logits[i];
+      const Tensor& q = teacher_probs[i];
+      const bool alike =
+          is_dense(x) && lie_alike(x, q) && (ignored.empty() || lie_alike(x, ignored[i]));
+      const auto readable = [alike](const Tensor& tensor) {
+        return alike ? tensor : torch::stable::contiguous(tensor);
+      };
+      as_stored.push_back(alike);
+      logits.push_back(readable(x));
+      probs.push_back(readable(q));
+      counts.push_back(x.numel());
+      if (!ignored.empty()) {
+        STD_TORCH_CHECK(ignored[i].scalar_type() == ScalarType::Bool, "ignore must be bool.");
+        ignore.push_back(readable(ignored[i]));
+      }
+    }
+  }
+
+  std::vector<const bool*> masks() const {
+    std::vector<const bool*> masks(logits.size());
+    for (size_t i = 0; i < ignore.size(); ++i) {
+      masks[i] = ignore[i].const_data_ptr<bool>();
+    }
+    return masks;
+  }
+
+  // Calls body(index of the block, tensor, begin, count, x, q, free scratch, lanes) for every chunk
+  // of every block.
+  template <typename Acc, typename Body>
+  void for_each_chunk(const std::vector<Block>& blocks, const Body& body) const {
+    const std::vector<Values> x = to_read("student_logits", logits),
+                              q = to_read("teacher_probs", probs);
+    for_each_block<Acc>(
+        blocks, 3 * kChunk, [&](int64_t index, const Block& block, Acc* scratch, auto lanes) {
+          for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
+            const int64_t count = std::min(kChunk, block.end - begin);
+            body(
+                index,
+                block.tensor,
+                begin,
+                count,
+                x[block.tensor].read(begin, count, scratch),
+                q[block.tensor].read(begin, count, scratch + kChunk),
+                scratch + 2 * kChunk,
+                lanes);
+          }
+        });
+  }
+};
+
+// Calls body with kSquare and kEntropy as constants.
+template <typename Acc, typename Body>
+void specialise(const AdaptiveDistillation<Acc>& loss, const Body& body) {
+  const auto with = [&](auto square) {
+    loss.needs_entropy() ? body(square, std::true_type{}) : body(square, std::false_type{});
+  };
+  loss.gamma == 2 ? with(std::true_type{}) : with(std::false_type{});
+}
+
+template <typename Acc>
+void clear(Acc* values, const bool* ignored, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = ignored[i] ? Acc(0) : values[i];
+  }
+}
+
+std::tuple<Tensor, Tensor> adaptive_distillation_loss_cpu(
+    std::vector<Tensor> student_logits,
+    std::vector<Tensor> teacher_probs,
+    std::vector<Tensor> ignore,
+    double gamma,
+    double alpha,
+    double beta_c,
+    std::optional<double> theta,
+    bool kl) {
+  const Elements elements(student_logits, teacher_probs, ignore);
+  const std::vector<const bool*> masks = elements.masks();
+  const std::vector<Block> blocks = cut_into_blocks(elements.counts, kBlock);
+  std::vector<double> losses(blocks.size()), masses(blocks.size());
+
+  dispatch_accumulate(student_logits[0].scalar_type(), [&](auto acc) {
+    using Acc = decltype(acc);
+    const AdaptiveDistillation<Acc> loss(gamma, alpha, beta_c, kl);
+    const Exponent<Acc> power(theta.value_or(0));
+    specialise(loss, [&](auto square, auto entropy) {
+      elements.for_each_chunk<Acc>(
+          blocks,
+          [&](int64_t block,
+              size_t tensor,
+              int64_t begin,
+              int64_t count,
+              const Acc* x,
+              const Acc* q,
+              Acc* values,
+              auto lanes) {
+            using V = Vector<Acc, lanes.value>;
+            map<V>(x, q, values, count, [&](const V& x, const V& q) {
+              return adaptive_loss<square.value, entropy.value>(loss, x, q);
+            });
+            if (masks[tensor]) {
+              clear(values, masks[tensor] + begin, count);
+            }
+            losses[block] += sum_of(values, count);
+            if (theta) {
+              map<V>(
+                  q, q, values, count, [&](const V& q, const V&) { return vector_pow(q, power); });
+              masses[block] += sum_of(values, count);
+            }
+          });
+    });
+  });
+  const double normalizer = theta ? at_least_one(sum_of(masses)) : 1;
+  return {
+      scalar_like(student_logits[0], sum_of(losses) / normalizer),
+      scalar_like(student_logits[0], normalizer)};
+}
+
+std::vector<Tensor> adaptive_distillation_loss_backward_cpu(
+    const Tensor& grad,
+    const Tensor& normalizer,
+    std::vector<Tensor> student_logits,
+    std::vector<Tensor> teacher_probs,
+    std::vector<Tensor> ignore,
+    double gamma,
+    double alpha,
+    double beta_c,
+    bool kl) {
+  const Elements elements(student_logits, teacher_probs, ignore);
+  const std::vector<const bool*> masks = elements.masks();
+  const std::vector<Block> blocks = cut_into_blocks(elements.counts, kBlock);
+  const double scale = number_of("grad", grad) / number_of("normalizer", normalizer);
+  std::vector<Tensor> gradients, stored;
+  for (size_t i = 0; i < student_logits.size(); ++i) {
+    const Tensor& x = student_logits[i];
+    gradients.push_back(torch::stable::empty_like(x)); // in the layout of x, where that is dense
+    const bool direct = elements.as_stored[i] || gradients[i].is_contiguous();
+    stored.push_back(direct ? gradients[i] : torch::stable::new_empty(x, x.sizes()));
+  }
+  const std::vector<Values> targets = to_write(stored);
+
+  dispatch_accumulate(student_logits[0].scalar_type(), [&](auto acc) {
+    using Acc = decltype(acc);
+    const AdaptiveDistillation<Acc> loss(gamma, alpha, beta_c, kl);
+    const Acc factor = static_cast<Acc>(scale);
+    specialise(loss, [&](auto square, auto entropy) {
+      elements.for_each_chunk<Acc>(
+          blocks,
+          [&](int64_t,
+              size_t tensor,
+              int64_t begin,
+              int64_t count,
+              const Acc* x,
+              const Acc* q,
+              Acc* values,
+              auto lanes) {
+            using V = Vector<Acc, lanes.value>;
+            map<V>(x, q, values, count, [&](const V& x, const V& q) {
+              return factor * adaptive_gradient<square.value, entropy.value>(loss, x, q);
+            });
+            if (masks[tensor]) {
+              clear(values, masks[tensor] + begin, count);
+            }
+            targets[tensor].write(values, begin, count);
+          });
+    });
+  });
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (stored[i].get() != gradients[i].get()) {
+      torch::stable::copy_(gradients[i], stored[i]);
+    }
+  }
+  return gradients;
+}
+
+} // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hkd_d2, CPU, m) {
+  m.impl("adaptive_distillation_loss", TORCH_BOX(&adaptive_distillation_loss_cpu));
+  m.impl(
+      "adaptive_distillation_loss_backward", TORCH_BOX(&adaptive_distillation_loss_backward_cpu));
+}
+
+} // namespace hkd
