@@ -3,8 +3,9 @@
 PY := .venv/bin/python
 READY := .venv/.ready
 SEEDS ?= 0
+SCALE ?= half
 
-.PHONY: help quickstart test test-slow test-oldest sanitize lint check-cuda clean
+.PHONY: help quickstart test test-slow test-oldest sanitize bench lint check-cuda clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
@@ -13,6 +14,8 @@ help:
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
 	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
 	@echo "make sanitize           tests/ops under AddressSanitizer and UBSan"
+	@echo "make bench              time the operators on this machine's CPU, at half of 1024x2048"
+	@echo "make bench SCALE=full   the same at 1024x2048"
 	@echo "make lint               ruff and clang-format"
 	@echo "make clean              remove what was built, not what was trained"
 
@@ -34,6 +37,9 @@ test-oldest: $(READY)
 
 sanitize: $(READY)
 	tools/sanitize.sh
+
+bench: $(READY)
+	$(PY) tools/benchmark_ops.py --scale $(SCALE)
 
 # Kernels are free of torch's headers, so that a CUDA compiler alone proves them.
 check-cuda:
