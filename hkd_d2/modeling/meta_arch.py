@@ -62,7 +62,7 @@ class HKDDetector(nn.Module):
         terms: nn.ModuleDict,
         gradient_share_period: int = 0,
         pooler: str = "fused",
-        channels_last: bool = False,
+        channels_last: bool = True,
     ):
         super().__init__()
         two_stage.check_two_stage(student, "student")
