@@ -52,7 +52,7 @@ FLAGS = [
     "-Wall",
     # Vectors wider than the baseline's are passed to functions that are inlined only.
     "-Wno-psabi",
-    "-g0",  # Python's own flags ask for symbols, which take a third of the build's time
+    "-g0",  # Python's own flags ask for symbols, which would be most of the module's size
     # What keeps a loop from being vectorised without changing what it computes.
     "-fno-math-errno",
     "-fno-trapping-math",
