@@ -125,7 +125,12 @@ class RoiBlocks {
     });
     split(range, kBoxesPerBlock, [&](const RoiBlock& block) {
       if (take(block.level) && gradients[block.level].channels_last) {
-        cells.push_back(cell_block(block));
+        const CellBlock shared = cell_block(block);
+        // Boxes beside the map are left out: nothing would wait for them before their memory is
+        // taken by a later block.
+        if (shared.bands > 0) {
+          cells.push_back(shared);
+        }
       }
     });
     const int64_t blocks = static_cast<int64_t>(cells.size());

@@ -125,6 +125,29 @@ def register(operator, *, fake, backward_fake, setup_context, backward):
     torch.library.register_autograd(f"{name}_backward", no_double_backward)
 
 
+def distinct(tensors):
+    """The tensors without None and repetitions, and the place of each, -1 for None.
+
+    So schemas take the adapters of levels: levels that share one get one gradient, summed inside
+    the operator.
+    """
+    tensors = list(tensors)
+    kept = list({id(t): t for t in tensors if t is not None}.values())
+    places = {id(t): place for place, t in enumerate(kept)}
+    return kept, [-1 if t is None else places[id(t)] for t in tensors]
+
+
+def save_lists(ctx, *lists):
+    """Save lists of tensors for backward, where :func:`saved_lists` gives them back."""
+    ctx.lengths = [len(tensors) for tensors in lists]
+    ctx.save_for_backward(*(tensor for tensors in lists for tensor in tensors))
+
+
+def saved_lists(ctx):
+    tensors = iter(ctx.saved_tensors)
+    return [[next(tensors) for _ in range(length)] for length in ctx.lengths]
+
+
 def use_fused(impl, operator, device):
     """Resolve ``impl`` to True (compiled) or False (reference).
 

@@ -103,8 +103,8 @@ def _arguments(
         level_weights,
         adapter,
     )
-    weights, weight_of_level = _distinct([a and a[0] for a in adapter])
-    biases, bias_of_level = _distinct([a and a[1] for a in adapter])
+    weights, weight_of_level = _library.distinct([a and a[0] for a in adapter])
+    biases, bias_of_level = _library.distinct([a and a[1] for a in adapter])
     if level_weights is not None:
         level_weights = torch.as_tensor(level_weights, device=student[0].device).detach()
         if not level_weights.is_floating_point():
@@ -143,23 +143,6 @@ def _differentiable(arguments):
 
 def _detached(tensors):
     return [] if tensors is None else [t.detach() for t in tensors]
-
-
-def _distinct(tensors):
-    """The tensors without None and repetitions, and the place of each, -1 for None.
-
-    Levels that share an adapter then get one gradient, summed inside the operator.
-    """
-    distinct, places = [], []
-    for tensor in tensors:
-        if tensor is None:
-            places.append(-1)
-            continue
-        same = [place for place, other in enumerate(distinct) if other is tensor]
-        places.append(same[0] if same else len(distinct))
-        if not same:
-            distinct.append(tensor)
-    return distinct, places
 
 
 # ------------------------------------------------------------------------------- fakes and autograd
@@ -216,9 +199,7 @@ def _save(ctx, inputs, saved):
     student, teacher, weights, biases = inputs[:4]
     ctx.weight_of_level, ctx.bias_of_level = inputs[10:12]
     ctx.distance = inputs[13]
-    lists = student, teacher, weights, biases, inputs[8], saved
-    ctx.lengths = [len(tensors) for tensors in lists]
-    ctx.save_for_backward(*(tensor for tensors in lists for tensor in tensors))
+    _library.save_lists(ctx, student, teacher, weights, biases, inputs[8], saved)
 
 
 def _setup_context(ctx, inputs, output):
@@ -244,10 +225,13 @@ def _backward(ctx, grad, _):
 
 def _gradients(ctx, grad, incoming):
     """Gradients of the student's maps, adapter weights and biases."""
-    tensors = iter(ctx.saved_tensors)
-    lists = [[next(tensors) for _ in range(length)] for length in ctx.lengths]
     return torch.ops.hkd_d2.feature_imitation_loss_backward(
-        grad, *lists, incoming, ctx.weight_of_level, ctx.bias_of_level, ctx.distance
+        grad,
+        *_library.saved_lists(ctx),
+        incoming,
+        ctx.weight_of_level,
+        ctx.bias_of_level,
+        ctx.distance,
     )
 
 

@@ -3,7 +3,6 @@
 import torch
 
 from hkd_d2.ops import _checks, _library
-from hkd_d2.ops.reference import DISTANCES
 from hkd_d2.ops.roi_align import empty_gradient
 
 
@@ -20,12 +19,12 @@ def roi_distillation_loss(
 ):
     """:func:`hkd_d2.ops.reference.roi_distillation_loss` by the compiled operator."""
     _checks.paired_pyramids(student, teacher)
-    _checks.one_of("distance", distance, DISTANCES[:-1])
+    _checks.one_of("distance", distance, _checks.DISTANCES[:-1])
     strides = _checks.pooling_arguments("student", student, boxes, strides)
     _checks.pooling_arguments("teacher", teacher, boxes, strides)
     adapter = _checks.adapters(adapter, student, teacher)
-    weights, weight_of_level = _distinct(None if a is None else a[0] for a in adapter)
-    biases, bias_of_level = _distinct(None if a is None else a[1] for a in adapter)
+    weights, weight_of_level = _library.distinct(a and a[0] for a in adapter)
+    biases, bias_of_level = _library.distinct(a and a[1] for a in adapter)
     return torch.ops.hkd_d2.roi_distillation_loss(
         student,
         teacher,
@@ -37,19 +36,8 @@ def roi_distillation_loss(
         strides,
         *_checks.bins(output_size),
         sampling_ratio,
-        DISTANCES.index(distance),
+        _checks.DISTANCES.index(distance),
     )
-
-
-def _distinct(tensors):
-    """The different tensors of a list, and the place of each entry among them, -1 for None.
-
-    Levels that share an adapter then share its gradient too.
-    """
-    tensors = list(tensors)
-    distinct = list({id(t): t for t in tensors if t is not None}.values())
-    places = {id(t): i for i, t in enumerate(distinct)}
-    return distinct, [-1 if t is None else places[id(t)] for t in tensors]
 
 
 def _fake(student, *_):
@@ -67,15 +55,17 @@ def _backward_fake(grad, student, teacher, boxes, weights, biases, *_):
 def _setup_context(ctx, inputs, output):
     *lists, ctx.weight_of_level, ctx.bias_of_level = inputs[:7]
     ctx.options = inputs[7:]
-    ctx.lengths = [len(tensors) for tensors in lists]
-    ctx.save_for_backward(*(tensor for tensors in lists for tensor in tensors))
+    _library.save_lists(ctx, *lists)
 
 
 def _backward(ctx, grad):
-    saved = iter(ctx.saved_tensors)
-    lists = [[next(saved) for _ in range(length)] for length in ctx.lengths]
     student, weights, biases = torch.ops.hkd_d2.roi_distillation_loss_backward(
-        grad, *lists, ctx.weight_of_level, ctx.bias_of_level, *ctx.options, []
+        grad,
+        *_library.saved_lists(ctx),
+        ctx.weight_of_level,
+        ctx.bias_of_level,
+        *ctx.options,
+        [],
     )
     none = [[None] * length for length in ctx.lengths]
     return student, none[1], none[2], weights, biases, *[None] * (2 + len(ctx.options))

@@ -20,6 +20,7 @@ from ops.comparisons import (
     assert_as_exact,
     assert_one_operator_each_way,
     assert_same_for_any_number_of_threads,
+    loss_and_gradients,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
@@ -708,18 +709,20 @@ def test_autocast_does_not_round(impl):
 def test_the_number_of_threads_changes_no_bit(layout, sampling_ratio):
     options = {"strides": STRIDES, "sampling_ratio": sampling_ratio}
     maps, boxes = pyramid(64, layout), people(100)
-    threads, outcomes = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            pooled, gradients = pooled_and_gradients("fused", maps, boxes, **options)
-            outcomes.append([pooled, *gradients])
-    finally:
-        torch.set_num_threads(threads)
-    for outcome in outcomes[1:]:
-        assert all(map(torch.equal, outcome, outcomes[0]))
+    assert_same_for_any_number_of_threads(
+        lambda: pooled_and_gradients("fused", maps, boxes, **options)
+    )
     function, leaves = distillation("one", layout=layout, channels=48, boxes=boxes, **options)
-    assert_same_for_any_number_of_threads(function, leaves)
+    assert_same_for_any_number_of_threads(lambda: loss_and_gradients(function, leaves))
+
+
+def test_threads_are_not_confused_by_blocks_of_boxes_beside_the_map():
+    """Such boxes are pooled, and scattered nowhere: nothing waits for the threads that take them."""
+    maps = pyramid(64, "channels_last")
+    boxes = [torch.cat([b - 2000, b]) for b in random_boxes(200)]
+    assert_same_for_any_number_of_threads(
+        lambda: pooled_and_gradients("fused", maps, boxes, strides=STRIDES), repeat=10
+    )
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
