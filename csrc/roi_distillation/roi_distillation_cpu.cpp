@@ -333,6 +333,9 @@ class [[gnu::visibility("hidden")]] Rows {
 
 template <typename Acc>
 double total_distance(const Arguments& arguments) {
+  if (arguments.teacher_channels() == 0) {
+    return 0; // the cosine of nothing too
+  }
   const std::vector<StoredMap> student = stored_maps(arguments.student);
   const std::vector<StoredMap> teacher = stored_maps(arguments.teacher);
   const int64_t channels = arguments.student_channels();

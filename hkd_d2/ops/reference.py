@@ -389,8 +389,8 @@ def _pool_level(features, boxes, images, stride, bins, sampling_ratio):
     """
     _, channels, height, width = features.shape
     rows, columns = bins
-    table = features.to(_checks.loss_dtype(features)).movedim(1, -1).reshape(-1, channels)
-    if len(table) == 0:
+    table = features.to(_checks.loss_dtype(features)).movedim(1, -1).flatten(0, 2)
+    if table.numel() == 0:
         return table.sum() + table.new_zeros(len(boxes), channels, rows, columns)
 
     usable = boxes.isfinite().all(1)
@@ -431,7 +431,7 @@ def _pool_level(features, boxes, images, stride, bins, sampling_ratio):
                 per_sample_weights=weights.flatten(),
             )
         )
-    return torch.cat(pooled).view(-1, rows, columns, channels).movedim(-1, 1)
+    return torch.cat(pooled).view(len(boxes), rows, columns, channels).movedim(-1, 1)
 
 
 def _pool(features, boxes, strides, bins, sampling_ratio):

@@ -191,6 +191,10 @@ def test_no_boxes_and_empty_maps(multilevel_roi_align):
     assert pooled.shape == (1, 3, 7, 7) and (pooled == 0).all()
     none = torch.zeros(0, 3, 4, 4)
     assert multilevel_roi_align([none], [], strides=[4]).shape == (0, 3, 7, 7)
+    for height in (0, 4):
+        no_channels = torch.zeros(1, 0, height, 4)
+        pooled = multilevel_roi_align([no_channels], [torch.tensor([[0.0, 0, 9, 9]])], strides=[4])
+        assert pooled.shape == (1, 0, 7, 7)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,8 @@ def test_roi_distillation_by_hand(roi_distillation_loss, distance, expected):
     assert loss.item() == pytest.approx(expected, abs=1e-5)
     none = roi_distillation_loss(maps, maps, [torch.zeros(0, 4)], strides=[4], distance=distance)
     assert none.item() == 0
+    no_channels = [torch.ones(1, 0, 8, 8)]
+    assert roi_distillation_loss(no_channels, no_channels, boxes, strides=[4], distance=distance) == 0
 
 
 def test_roi_distillation_adapter_by_hand(roi_distillation_loss):
