@@ -8,6 +8,7 @@
 #include <optional>
 #include <tuple>
 
+#include "dense_layout.h"
 #include "hkd/adaptive_distillation.h"
 #include "tensor_list.h"
 
@@ -16,35 +17,6 @@ namespace {
 
 constexpr int64_t kBlock = 16384;
 constexpr int64_t kChunk = 1024; // stays in the first-level cache
-
-// Whether the elements lie in memory without gaps or overlaps, in the order of some permutation of
-// the axes.
-bool is_dense(const Tensor& tensor) {
-  std::vector<std::pair<int64_t, int64_t>> axes; // (stride, length)
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
-    if (tensor.size(axis) != 1) {
-      axes.emplace_back(tensor.stride(axis), tensor.size(axis));
-    }
-  }
-  std::sort(axes.begin(), axes.end());
-  int64_t expected = 1;
-  for (const auto& [stride, length] : axes) {
-    if (stride != expected) {
-      return false;
-    }
-    expected *= length;
-  }
-  return true;
-}
-
-bool lie_alike(const Tensor& a, const Tensor& b) {
-  for (int64_t axis = 0; axis < a.dim(); ++axis) {
-    if (a.size(axis) != 1 && a.stride(axis) != b.stride(axis)) {
-      return false;
-    }
-  }
-  return true;
-}
 
 // The arguments element by element. Tensors of one dense layout, which may be permuted (anchors
 // before cells), are read as stored; others are copied to contiguous ones.
