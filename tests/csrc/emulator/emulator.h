@@ -27,6 +27,7 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -86,6 +87,7 @@ struct Machine {
   std::mt19937_64 random;
   std::string dropped_file;
   int dropped_line = 0;
+  std::set<std::string> ran; // names of kernels
 
   dim3 grid, block;
   uint3 block_index;
@@ -385,6 +387,7 @@ inline void launch(
     const char* name, dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(machine.mutex);
   machine.name = name;
+  machine.ran.insert(name);
   machine.random.seed(machine.seed);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > 1024 || block.z > 64) {
@@ -510,6 +513,11 @@ T __ldcs(const T* address) {
 
 template <typename T>
 void __stcs(T* address, T value) {
+  *address = value;
+}
+
+template <typename T>
+void __stwb(T* address, T value) {
   *address = value;
 }
 
