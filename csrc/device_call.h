@@ -37,7 +37,7 @@ class __attribute__((visibility("hidden"))) DeviceCall {
   }
   cudaStream_t stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return static_cast<cudaStream_t>(stream);
   }
 
