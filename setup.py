@@ -1,7 +1,7 @@
 """Builds what is compiled, csrc/. Everything else is in pyproject.toml.
 
 hkd_d2._C        operators, CPU kernels: LibTorch's stable ABI, PyTorch 2.11 and newer
-hkd_d2._C_cuda   operators, CUDA kernels: *.cu and *_cuda.cpp
+hkd_d2._C_cuda   operators, CUDA kernels: *.cu, *_cuda.cpp and cuda_module.cpp
 hkd_d2._native   what is not a tensor operator, by pybind11: needs no PyTorch
 
     pip install --no-build-isolation -e .    with PyTorch already in the environment
@@ -41,7 +41,26 @@ try:
 except ImportError:
     sys.exit("Building hkd_d2 needs pybind11, which is missing; install it: pip install pybind11")
 
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+def find_cuda():
+    """The folder of a CUDA toolkit: the system's, or that of PyPI's packages; None without one."""
+    nvcc = shutil.which("nvcc")
+    wheels = Path(sysconfig.get_paths()["purelib"], "nvidia").glob("cu*")
+    folders = [nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda", *sorted(wheels)[::-1]]
+    # An nvcc on the path may be a script that calls one elsewhere.
+    needed = ("bin/nvcc", "include/cuda_runtime_api.h")
+    found = (str(f) for f in folders if f and all(Path(f, file).exists() for file in needed))
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or next(found, None)
+
+
+if toolkit := find_cuda():
+    os.environ["CUDA_HOME"] = toolkit  # where the next line's import finds it
+from torch.utils.cpp_extension import (  # noqa: E402
+    CUDA_HOME,
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+)
 
 DEBUG = os.environ.get("DEBUG") == "1"
 SANITIZE = os.environ.get("SANITIZE") == "1"
@@ -59,13 +78,20 @@ FLAGS = [
     *(["-g", "-Werror"] if DEBUG else []),
     *(["-O1", "-g", "-fno-wrapv", *SANITIZERS] if SANITIZE else ["-O3"]),
 ]
+# PyTorch's build takes the conversions and operators of half precision away.
+HALF = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS"]
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "--threads=2"),
+    *(f"-U__CUDA_NO_{name}__" for name in HALF),
+    *(["-lineinfo", "-Werror", "all-warnings"] if DEBUG else []),
+]
 LINK_FLAGS = SANITIZERS if SANITIZE else []
 INCLUDE = [os.path.abspath("csrc"), os.path.abspath("csrc/include")]
-HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.*h"))
 SOURCES = {str(path) for path in Path("csrc").rglob("*.cpp")}
 NATIVE = {"csrc/native.cpp"}
 KERNELS = {str(path) for path in Path("csrc").rglob("*.cu")}
-CUDA = {path for path in SOURCES if path.endswith("_cuda.cpp")} | KERNELS
+CUDA = {path for path in SOURCES if path.endswith("_cuda.cpp")} | {"csrc/cuda_module.cpp"} | KERNELS
 
 
 def cuda_toolkit():
@@ -75,9 +101,7 @@ def cuda_toolkit():
         return None
     nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
     lack = None
-    if not KERNELS:
-        lack = "this version of hkd_d2 has CPU kernels only: install one that has others"
-    elif torch.version.cuda is None:
+    if torch.version.cuda is None:
         lack = f"PyTorch {torch.__version__} is built without CUDA: install a CUDA build of it"
     elif not os.path.exists(nvcc):
         lack = f"there is no nvcc: set CUDA_HOME to a CUDA {torch.version.cuda} toolkit"
@@ -119,10 +143,12 @@ def extensions():
         newest = "9.0;10.0;12.0+PTX" if toolkit >= (12, 8) else "9.0+PTX"
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;{newest}")
         facts |= {"CUDA": "{}.{}".format(*toolkit), "CUDA_ARCHITECTURES": architectures}
-        flags = {"cxx": [*FLAGS], "nvcc": ["-std=c++17", "-O3"]}
-        modules.append(
-            CUDAExtension("hkd_d2._C_cuda", sorted(CUDA), **operators(flags, ("USE_CUDA", None)))
-        )
+        flags = {"cxx": [*FLAGS], "nvcc": [*NVCC_FLAGS]}
+        cuda = CUDAExtension("hkd_d2._C_cuda", sorted(CUDA), **operators(flags, ("USE_CUDA", None)))
+        # PyPI's packages have no libcudart.so to link with.
+        cuda.libraries = [{"cudart": "cudart_static"}.get(n, n) for n in cuda.libraries]
+        cuda.library_dirs += [f"{CUDA_HOME}/lib64", f"{CUDA_HOME}/lib"]
+        modules.append(cuda)
     native = Extension(
         "hkd_d2._native",
         sorted(NATIVE),

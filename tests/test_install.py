@@ -46,7 +46,15 @@ def environment(tmp_path):
 @pytest.fixture
 def load_setup(checkout, monkeypatch):
     """A function that gives the checkout's setup.py as a module, as if without a GPU."""
-    for name in ("FORCE_CUDA", "HKD_NO_CUDA", "TORCH_CUDA_ARCH_LIST", "DEBUG", "SANITIZE", "CXX"):
+    for name in (
+        "FORCE_CUDA",
+        "HKD_NO_CUDA",
+        "TORCH_CUDA_ARCH_LIST",
+        "DEBUG",
+        "SANITIZE",
+        "CXX",
+        "CUDA_HOME",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -61,12 +69,6 @@ def load_setup(checkout, monkeypatch):
     return load
 
 
-def write_kernels(checkout):
-    for name in ("roi_align.cu", "roi_align_cuda.cpp"):
-        (checkout / "csrc" / "roi_align").mkdir(exist_ok=True)
-        (checkout / "csrc" / "roi_align" / name).touch()
-
-
 def write_nvcc(folder, release):
     (folder / "bin").mkdir(parents=True)
     nvcc = folder / "bin" / "nvcc"
@@ -75,43 +77,31 @@ def write_nvcc(folder, release):
 
 
 @pytest.mark.parametrize(
-    "variable, gpu, kernels, pytorch, nvcc, expected",
+    "variable, gpu, pytorch, nvcc, expected",
     [
-        (None, False, True, "13.0", "13.0", None),
-        ("FORCE_CUDA", False, True, "13.0", "13.1", (13, 1)),
-        (None, True, True, "13.0", "13.0", (13, 0)),
-        ("HKD_NO_CUDA", True, True, "13.0", "13.0", None),
+        (None, False, "13.0", "13.0", None),
+        ("FORCE_CUDA", False, "13.0", "13.1", (13, 1)),
+        (None, True, "13.0", "13.0", (13, 0)),
+        ("HKD_NO_CUDA", True, "13.0", "13.0", None),
         # A GPU alone asks for nothing that is not there
-        (None, True, False, "13.0", "13.0", None),
-        (None, True, True, "13.0", None, None),
+        (None, True, "13.0", None, None),
         # but a request does,
-        ("FORCE_CUDA", True, False, "13.0", "13.0", "this version of hkd_d2 has CPU kernels only"),
-        ("FORCE_CUDA", False, True, None, "13.0", "is built without CUDA: install a CUDA build"),
-        ("FORCE_CUDA", False, True, "13.0", None, "there is no nvcc: set CUDA_HOME to a CUDA 13.0"),
+        ("FORCE_CUDA", False, None, "13.0", "is built without CUDA: install a CUDA build"),
+        ("FORCE_CUDA", False, "13.0", None, "there is no nvcc: set CUDA_HOME to a CUDA 13.0"),
         # and what is there has to fit.
-        (
-            "FORCE_CUDA",
-            False,
-            True,
-            "13.0",
-            "12.9",
-            "is of CUDA 12.9, PyTorch .* of CUDA 13.0; set",
-        ),
-        (None, True, True, "12.6", "13.0", "is of CUDA 13.0, PyTorch .* of CUDA 12.6; set"),
+        ("FORCE_CUDA", False, "13.0", "12.9", "is of CUDA 12.9, PyTorch .* of CUDA 13.0; set"),
+        (None, True, "12.6", "13.0", "is of CUDA 13.0, PyTorch .* of CUDA 12.6; set"),
     ],
 )
 def test_cuda_kernels_are_built_where_they_can_be(
-    variable, gpu, kernels, pytorch, nvcc, expected, load_setup, checkout, monkeypatch, tmp_path
+    variable, gpu, pytorch, nvcc, expected, load_setup, monkeypatch, tmp_path
 ):
-    if kernels:
-        write_kernels(checkout)
     module = load_setup()
     if nvcc:
         write_nvcc(tmp_path / "cuda", nvcc)
     if variable:
         monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(module, "CUDA_HOME", str(tmp_path / "cuda"))
-    monkeypatch.setattr(module, "KERNELS", module.KERNELS if kernels else set())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.version, "cuda", pytorch)
     if isinstance(expected, str):
@@ -126,7 +116,6 @@ def test_cuda_kernels_are_built_where_they_can_be(
     [((12, 6), "8.0;9.0+PTX"), ((13, 0), "8.0;9.0;10.0;12.0+PTX")],
 )
 def test_every_source_has_its_module(toolkit, architectures, load_setup, checkout, monkeypatch):
-    write_kernels(checkout)
     module = load_setup()
     monkeypatch.setattr(module, "cuda_toolkit", lambda: toolkit)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(checkout))
@@ -136,9 +125,12 @@ def test_every_source_has_its_module(toolkit, architectures, load_setup, checkou
         "hkd_d2._C_cuda",
         "hkd_d2._native",
     ]
-    assert {"csrc/roi_align/roi_align.cu", "csrc/roi_align/roi_align_cuda.cpp"} <= {*cuda.sources}
+    assert {p.suffix for p in map(Path, cuda.sources)} == {".cu", ".cpp"}
+    assert "csrc/cuda_module.cpp" in cuda.sources and "cudart_static" in cuda.libraries
     assert native.sources == ["csrc/native.cpp"]
-    files = [str(p.relative_to(checkout)) for p in checkout.glob("csrc/**/*.c*")]
+    files = [
+        str(p.relative_to(checkout)) for p in checkout.glob("csrc/**/*.c*") if p.suffix != ".cuh"
+    ]
     assert sorted(cpu.sources + cuda.sources + native.sources) == sorted(files)
     assert not any("cuda" in path or path.endswith(".cu") for path in cpu.sources)
     # Options of one do not reach another.
