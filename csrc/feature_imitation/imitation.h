@@ -72,8 +72,7 @@ HKD_NOINLINE void multiply(
       torch::stable::detail::from(matrix(a, m, k, a_transposed)),
       torch::stable::detail::from(matrix(b, k, n, b_transposed)),
       torch::stable::detail::from(matrix(out, m, n, false))};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<torch::stable::Tensor>(stack[0]); // takes over what is returned
 }
 

@@ -210,7 +210,9 @@ def test_roi_distillation_by_hand(roi_distillation_loss, distance, expected):
     none = roi_distillation_loss(maps, maps, [torch.zeros(0, 4)], strides=[4], distance=distance)
     assert none.item() == 0
     no_channels = [torch.ones(1, 0, 8, 8)]
-    assert roi_distillation_loss(no_channels, no_channels, boxes, strides=[4], distance=distance) == 0
+    assert (
+        roi_distillation_loss(no_channels, no_channels, boxes, strides=[4], distance=distance) == 0
+    )
 
 
 def test_roi_distillation_adapter_by_hand(roi_distillation_loss):
@@ -723,7 +725,7 @@ def test_the_number_of_threads_changes_no_bit(layout, sampling_ratio):
 
 
 def test_threads_are_not_confused_by_blocks_of_boxes_beside_the_map():
-    """Such boxes are pooled, and scattered nowhere: nothing waits for the threads that take them."""
+    """Nothing waits for the threads that take such boxes: they are scattered nowhere."""
     maps = pyramid(64, "channels_last")
     boxes = [torch.cat([b - 2000, b]) for b in random_boxes(200)]
     assert_same_for_any_number_of_threads(
