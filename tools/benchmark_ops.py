@@ -54,6 +54,12 @@ def parse_args(argv=None):
         "%(default)s)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of maps and logits (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
     parser.add_argument(
         "--malloc",
@@ -84,7 +90,8 @@ def parse_args(argv=None):
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU; leave it out to run on the CPU.")
     if args.plot is None:
-        args.plot = args.csv.with_name(f"ops_{args.device}_{args.scale}.png")
+        half = "" if args.dtype == "float32" else f"_{args.dtype}"
+        args.plot = args.csv.with_name(f"ops_{args.device}_{args.scale}{half}.png")
     try:
         report.check(args.csv)
     except ValueError as error:
@@ -114,7 +121,8 @@ def run_child(args) -> int:
         print(line, flush=True)
 
     try:
-        for rows in run(names, args.scale, device, args.providers, args.seconds, say):
+        dtype = getattr(torch, args.dtype)
+        for rows in run(names, args.scale, device, dtype, args.providers, args.seconds, say):
             report.append(args.csv, [facts | row for row in rows])
     except Differs as error:
         print(f"benchmark_ops: {error}", file=sys.stderr)

@@ -57,6 +57,33 @@ class Traffic:
         return Traffic(self.read + other.read, self.write + other.write)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a case is built for.
+
+    Attributes:
+        divisor: of 1024x2048, a value of ``SCALES``.
+        layout: one of the case's.
+        device: where the inputs are.
+        dtype: of maps and logits.
+    """
+
+    divisor: int
+    layout: str
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def images(self) -> int:
+        """Pictures in a batch, each with the same boxes: one on a CPU, two on a GPU."""
+        return 2 if self.device.type == "cuda" else 1
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in dtype and layout, on the device."""
+        layout = LAYOUTS.get(self.layout, torch.contiguous_format)
+        return tensor.to(self.device, self.dtype, memory_format=layout)
+
+
 @dataclass
 class Problem:
     """Inputs of one case in one layout.
@@ -85,26 +112,49 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What a case is to reach, forward and backward together.
+
+    Attributes:
+        ratio: least ratio to the baseline, by layout.
+        half_ratio: the same for half precision, any layout.
+        floor: least share of the floor, in percent.
+    """
+
+    ratio: Mapping[str, float] = field(default_factory=dict)
+    half_ratio: float | None = None
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One row of the benchmark.
 
     Attributes:
         operator: name in ``hkd_d2.ops``.
         about: one line for ``--list``.
-        build: makes the :class:`Problem` of a scale's divisor, a layout and a device.
+        build: makes the :class:`Problem` of a :class:`Setting`.
         layouts: those that ``build`` knows.
         baseline: provider whose faster layout the targets divide by.
-        targets: least ratio to the baseline, forward and backward together, by layout.
-        floor_target: least share of the floor, in percent.
+        targets: of a CPU, in float32; ``gpu_targets``: of a GPU of the H100's class.
     """
 
     operator: str
     about: str
-    build: Callable[[int, str, torch.device], Problem]
+    build: Callable[[Setting], Problem]
     layouts: Sequence[str] = tuple(LAYOUTS)
     baseline: str = "eager"
-    targets: Mapping[str, float] = field(default_factory=dict)
-    floor_target: float | None = None
+    targets: Targets = Targets()
+    gpu_targets: Targets = Targets()
+
+    def target(self, layout: str, dtype: str, gpu: bool) -> tuple[float | None, float | None]:
+        """Least ratio and least share of the floor, None where there is no target."""
+        if not gpu:
+            found = self.targets if dtype == "float32" else Targets()
+            return found.ratio.get(layout), found.floor
+        found = self.gpu_targets
+        half = dtype != "float32" and found.half_ratio
+        return (half or found.ratio.get(layout)), found.floor
 
 
 # ------------------------------------------------------------------------------------------ inputs
@@ -113,10 +163,12 @@ def _generate(draw, shape, seed):
     return draw(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _pyramid(strides, divisor, layout, device, seed):
-    sizes = [[side // divisor // s for side in IMAGE_SIZE] for s in strides]
-    maps = [_generate(torch.randn, (1, CHANNELS, *size), seed + i) for i, size in enumerate(sizes)]
-    return [m.to(device=device, memory_format=LAYOUTS[layout]) for m in maps]
+def _pyramid(strides, setting, seed):
+    sizes = [[side // setting.divisor // s for side in IMAGE_SIZE] for s in strides]
+    return [
+        setting.place(_generate(torch.randn, (setting.images, CHANNELS, *size), seed + i))
+        for i, size in enumerate(sizes)
+    ]
 
 
 def pedestrians(count: int, seed: int, *, spread: float = 0.6, off_ground: float = 0.0):
@@ -206,15 +258,16 @@ def touched_cells(boxes, sizes, strides, sampling_ratio: int) -> int:
 
 
 # ------------------------------------------------------------------------------------------- cases
-def _imitation(divisor, layout, device, *, distance="mse", coverage=None):
-    student = _pyramid(PYRAMID_STRIDES, divisor, layout, device, seed=10)
-    teacher = _pyramid(PYRAMID_STRIDES, divisor, layout, device, seed=20)
+def _imitation(setting, *, distance="mse", coverage=None):
+    student = _pyramid(PYRAMID_STRIDES, setting, seed=10)
+    teacher = _pyramid(PYRAMID_STRIDES, setting, seed=20)
     options = {"distance": distance}
     read = _bytes(student) + _bytes(teacher)
     if coverage is not None:
-        boxes, covered = boxes_covering(coverage, divisor)
+        boxes, covered = boxes_covering(coverage, setting.divisor)
         read = read * covered // sum(s[0, 0].numel() for s in student)
-        options.update(boxes=[boxes.to(device)], strides=PYRAMID_STRIDES)
+        boxes = [boxes.to(setting.device)] * setting.images
+        options.update(boxes=boxes, strides=PYRAMID_STRIDES)
     leaves = [s.requires_grad_() for s in student]
     return Problem(
         leaves,
@@ -224,17 +277,21 @@ def _imitation(divisor, layout, device, *, distance="mse", coverage=None):
     )
 
 
-def _rois(divisor, device, features, sampling_ratio):
-    boxes = [sampled_proposals() / divisor]
+def _rois(setting, features, sampling_ratio):
+    boxes = [sampled_proposals() / setting.divisor] * setting.images
     cells = touched_cells(boxes, [f.shape[2:] for f in features], ROI_STRIDES, sampling_ratio)
     options = dict(strides=ROI_STRIDES, output_size=BINS, sampling_ratio=sampling_ratio)
-    return [b.to(device) for b in boxes], cells * CHANNELS * features[0].element_size(), options
+    return (
+        [b.to(setting.device) for b in boxes],
+        cells * CHANNELS * features[0].element_size(),
+        options,
+    )
 
 
-def _roi_distillation(divisor, layout, device, *, sampling_ratio):
-    student = _pyramid(ROI_STRIDES, divisor, layout, device, seed=30)
-    teacher = _pyramid(ROI_STRIDES, divisor, layout, device, seed=40)
-    boxes, touched, options = _rois(divisor, device, student, sampling_ratio)
+def _roi_distillation(setting, *, sampling_ratio):
+    student = _pyramid(ROI_STRIDES, setting, seed=30)
+    teacher = _pyramid(ROI_STRIDES, setting, seed=40)
+    boxes, touched, options = _rois(setting, student, sampling_ratio)
     leaves = [s.requires_grad_() for s in student]
     return Problem(
         leaves,
@@ -244,11 +301,12 @@ def _roi_distillation(divisor, layout, device, *, sampling_ratio):
     )
 
 
-def _roi_align(divisor, layout, device, *, sampling_ratio):
-    features = _pyramid(ROI_STRIDES, divisor, layout, device, seed=50)
-    boxes, touched, options = _rois(divisor, device, features, sampling_ratio)
+def _roi_align(setting, *, sampling_ratio):
+    features = _pyramid(ROI_STRIDES, setting, seed=50)
+    boxes, touched, options = _rois(setting, features, sampling_ratio)
     leaves = [f.requires_grad_() for f in features]
-    pooled = NUM_ROIS * CHANNELS * BINS**2 * features[0].element_size()
+    rows = sum(map(len, boxes))
+    pooled = rows * CHANNELS * BINS**2 * features[0].element_size()
     return Problem(
         leaves,
         lambda operator: operator(leaves, boxes, **options),
@@ -270,11 +328,11 @@ def _dense_sizes(divisor):
     return [[side // divisor // s for side in IMAGE_SIZE] for s in PYRAMID_STRIDES]
 
 
-def _adl(divisor, layout, device):
+def _adl(setting):
     # Two pictures, nine anchors a cell; background logits around -4, as of a trained detector.
-    shapes = [(2, 9, *size) for size in _dense_sizes(divisor)]
+    shapes = [(2, 9, *size) for size in _dense_sizes(setting.divisor)]
     student, teacher = (
-        [(2 * _generate(torch.randn, s, seed + i) - 4).to(device) for i, s in enumerate(shapes)]
+        [setting.place(2 * _generate(torch.randn, s, seed + i) - 4) for i, s in enumerate(shapes)]
         for seed in (60, 70)
     )
     teacher = [t.sigmoid() for t in teacher]
@@ -288,10 +346,10 @@ def _dense_rows(divisor):
     return sum(6 * height * width for height, width in _dense_sizes(divisor))
 
 
-def _kl(divisor, layout, device, *, rows=None):
-    rows = rows or _dense_rows(divisor)
+def _kl(setting, *, rows=None):
+    rows = rows or _dense_rows(setting.divisor)
     student, teacher = (
-        (2 * _generate(torch.randn, (rows, 2), seed)).to(device) for seed in (80, 81)
+        setting.place(2 * _generate(torch.randn, (rows, 2), seed)) for seed in (80, 81)
     )
     return _logit_problem(
         [student, teacher],
@@ -300,10 +358,10 @@ def _kl(divisor, layout, device, *, rows=None):
     )
 
 
-def _bounded_regression(divisor, layout, device):
-    rows = _dense_rows(divisor)
+def _bounded_regression(setting):
+    rows = _dense_rows(setting.divisor)
     student, teacher, target = (
-        _generate(torch.randn, (rows, 4), seed).to(device) for seed in (90, 91, 92)
+        setting.place(_generate(torch.randn, (rows, 4), seed)) for seed in (90, 91, 92)
     )
     return _logit_problem(
         [student, teacher, target], [student], lambda operator: operator(student, teacher, target)
@@ -316,7 +374,11 @@ def adl_target() -> float:
 
 
 _FLAT = (CONTIGUOUS,)
-_ROI_TARGETS = {"channels_last": 15.0, "nchw": 10.0}
+_ALIGN_TARGETS = {
+    "targets": Targets({"channels_last": 15.0, "nchw": 10.0}),
+    "gpu_targets": Targets(dict.fromkeys(LAYOUTS, 5.0)),
+}
+_DISTILLATION_TARGETS = Targets({"channels_last": 10.0, "nchw": 8.0})
 
 CASES: dict[str, Case] = {
     "roi_distillation": Case(
@@ -324,42 +386,44 @@ CASES: dict[str, Case] = {
         "512 boxes, 256 channels, P2 to P5, 7x7 bins, 2x2 samples a bin",
         partial(_roi_distillation, sampling_ratio=2),
         baseline="torchvision",
-        targets={"channels_last": 30.0, "nchw": 15.0},
+        targets=Targets({"channels_last": 30.0, "nchw": 15.0}),
+        gpu_targets=_DISTILLATION_TARGETS,
     ),
     "roi_distillation_adaptive": Case(
         "roi_distillation_loss",
         "the same with as many samples as a bin has cells",
         partial(_roi_distillation, sampling_ratio=0),
         baseline="torchvision",
-        targets={"channels_last": 25.0},
+        targets=Targets({"channels_last": 25.0}),
+        gpu_targets=_DISTILLATION_TARGETS,
     ),
     "roi_align": Case(
         "multilevel_roi_align",
         "the same boxes pooled from one pyramid, 2x2 samples a bin",
         partial(_roi_align, sampling_ratio=2),
         baseline="torchvision",
-        targets=_ROI_TARGETS,
+        **_ALIGN_TARGETS,
     ),
     "roi_align_adaptive": Case(
         "multilevel_roi_align",
         "the same with as many samples as a bin has cells",
         partial(_roi_align, sampling_ratio=0),
         baseline="torchvision",
-        targets=_ROI_TARGETS,
+        **_ALIGN_TARGETS,
     ),
     "imitation_masked": Case(
         "feature_imitation_loss",
         f"mse under boxes that cover {COVERAGE:.0%} of the cells, 256 channels, P2 to P6",
         partial(_imitation, coverage=COVERAGE),
-        targets={"channels_last": 10.0, "nchw": 8.0},
-        floor_target=80.0,
+        targets=Targets({"channels_last": 10.0, "nchw": 8.0}, floor=80.0),
+        gpu_targets=Targets(dict.fromkeys(LAYOUTS, 8.0), half_ratio=20.0),
     ),
     "imitation_mse": Case(
         "feature_imitation_loss",
         "mse over whole maps",
         _imitation,
-        targets=dict.fromkeys(LAYOUTS, 1.8),
-        floor_target=85.0,
+        targets=Targets(dict.fromkeys(LAYOUTS, 1.8), floor=85.0),
+        gpu_targets=Targets(floor=80.0),
     ),
     "imitation_cosine": Case(
         "feature_imitation_loss",
@@ -370,14 +434,16 @@ CASES: dict[str, Case] = {
         "feature_imitation_loss",
         "pkd (standardised channels) over whole maps",
         partial(_imitation, distance="pkd"),
-        targets=dict.fromkeys(LAYOUTS, 12.0),
+        targets=Targets(dict.fromkeys(LAYOUTS, 12.0)),
+        gpu_targets=Targets(dict.fromkeys(LAYOUTS, 8.0), floor=75.0),
     ),
     "adl": Case(
         "adaptive_distillation_loss",
         "3.14 million dense logits, one tensor a level",
         _adl,
         layouts=_FLAT,
-        targets={CONTIGUOUS: adl_target()},
+        targets=Targets({CONTIGUOUS: adl_target()}),
+        gpu_targets=Targets({CONTIGUOUS: 10.0}),
     ),
     "kl": Case(
         "kl_distillation_loss", "1024 boxes, 2 classes", partial(_kl, rows=1024), layouts=_FLAT
@@ -395,7 +461,8 @@ CASES: dict[str, Case] = {
 # ----------------------------------------------------------------------- torchvision's composition
 def torchvision_pool(features, boxes, *, strides, output_size, sampling_ratio):
     """Multi-level pooling as Detectron2's ``ROIPooler`` composes it of torchvision's ``roi_align``:
-    one level after the other, its rows picked out and written to their places."""
+    one level after the other, its rows picked out and written to their places; half precision as
+    autocast does it, pooled in float32."""
     from torchvision.ops import roi_align
 
     sizes = torch.tensor([len(b) for b in boxes], device=features[0].device)
@@ -407,9 +474,9 @@ def torchvision_pool(features, boxes, *, strides, output_size, sampling_ratio):
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         rows = (levels == level).nonzero().squeeze(1)
         pooled = roi_align(
-            feature, rois[rows], output_size, 1 / stride, sampling_ratio, aligned=True
+            feature.float(), rois[rows], output_size, 1 / stride, sampling_ratio, aligned=True
         )
-        output.index_put_((rows,), pooled)
+        output.index_put_((rows,), pooled.to(output.dtype))
     return output
 
 

@@ -65,6 +65,8 @@ class Run:
     """Rows of one run, ready to be asked for one."""
 
     def __init__(self, rows: list[dict]):
+        # A CPU has an instruction set.
+        self.gpu, self.dtype = not rows[0]["instruction_set"], rows[0]["dtype"]
         # On a GPU, or where it was asked for, default malloc is all there is.
         settings = {row["malloc"] for row in rows}
         self.malloc = "tuned" if "tuned" in settings else "default"
@@ -106,15 +108,16 @@ def _milliseconds(value):
 
 
 def _target(case, run, layout, row):
+    ratio, floor = case.target(layout, run.dtype, run.gpu)
     targets = []
-    if layout in case.targets:
-        ratio = row and row[f"ratio_to_{case.baseline}"]
-        verdict = "" if ratio is None else "met" if ratio >= case.targets[layout] else "missed"
-        targets.append(f"{case.targets[layout]:g}x {case.baseline} {verdict}".strip())
-    if case.floor_target:
-        share = row and row["percent_of_floor"]
-        verdict = "" if share is None else "met" if share >= case.floor_target else "missed"
-        targets.append(f"{case.floor_target:g} % {verdict}".strip())
+    for least, column, unit in (
+        (ratio, f"ratio_to_{case.baseline}", f"x {case.baseline}"),
+        (floor, "percent_of_floor", " %"),
+    ):
+        if least:
+            seen = row and row[column]
+            verdict = "" if seen is None else " met" if seen >= least else " missed"
+            targets.append(f"{least:g}{unit}{verdict}")
     return ", ".join(targets)
 
 
@@ -176,9 +179,9 @@ def plot(rows: list[dict], path: Path) -> None:
         if provider == "fused":
             axes.bar_label(drawn, [f"{r:.3g}x" for r in ratios], padding=3, fontsize=8)
     targets = [
-        (CASES[case].targets[layout], place + 0.27)
+        (ratio, place + 0.27)
         for place, (case, layout) in enumerate(pairs)
-        if layout in CASES[case].targets
+        if (ratio := CASES[case].target(layout, run.dtype, run.gpu)[0])
     ]
     if targets:
         mark = dict(marker="|", markersize=14, markeredgewidth=2, color="#D55E00", linestyle="")
@@ -187,7 +190,8 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set_yticks(range(len(pairs)), [f"{case}, {layout}" for case, layout in pairs], fontsize=8)
     first = rows[0]
     axes.set_title(
-        f"{first['device']}, {first['threads']} threads, {first['scale']} scale, PyTorch "
+        f"{first['device']}, {first['threads']} threads, {first['scale']} scale, "
+        f"{first['dtype']}, PyTorch "
         f"{first['torch']}, {first['commit']}",
         fontsize=9,
     )

@@ -10,7 +10,7 @@ import torch
 
 from hkd_d2 import ops
 from hkd_d2.benchmark import measure
-from hkd_d2.benchmark.cases import CASES, SCALES, TORCHVISION, Traffic
+from hkd_d2.benchmark.cases import CASES, SCALES, TORCHVISION, Setting, Traffic
 from hkd_d2.ops import _library, reference
 
 # eager: the definition in plain PyTorch; torchvision: what Detectron2 composes of its roi_align;
@@ -18,7 +18,7 @@ from hkd_d2.ops import _library, reference
 PROVIDERS = ("eager", "torchvision", "compile", "fused")
 
 # Relative error beyond which a provider does not compute the same thing. Sums in float32.
-TOLERANCE = 1e-3
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # Far more than caches hold.
 STREAM_BYTES = 1 << 28
 
@@ -53,10 +53,12 @@ def _prepare_compile():
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # graph breaks are expected
 
 
-def _variants(case, scale, device, providers, say):
+def _variants(case, scale, device, dtype, providers, say):
     """(problem, operator) by (provider, layout), checked against the definition, and their extra
     memory."""
-    problems = {layout: case.build(SCALES[scale], layout, device) for layout in case.layouts}
+    problems = {
+        layout: case.build(Setting(SCALES[scale], layout, device, dtype)) for layout in case.layouts
+    }
     definition = getattr(reference, case.operator)
     expected = measure.evaluate(next(iter(problems.values())), definition)
     variants, memory = {}, {}
@@ -80,7 +82,7 @@ def _variants(case, scale, device, providers, say):
                 say(f"    compile, {layout}: left out ({str(error).strip().splitlines()[0]})")
                 continue
             error = measure.difference(results, expected)
-            if not error < TOLERANCE:
+            if not error < TOLERANCE[dtype]:
                 raise Differs(
                     f"{case.operator} by {provider} in {layout} differs from the definition by "
                     f"{error:.1e} (relative); its time would mean nothing."
@@ -91,7 +93,7 @@ def _variants(case, scale, device, providers, say):
     return variants, memory
 
 
-def run_case(name, scale, device, providers, seconds, say=print) -> Iterator[dict]:
+def run_case(name, scale, device, dtype, providers, seconds, say=print) -> Iterator[dict]:
     """Rows of one case: what differs from row to row of a run.
 
     Raises:
@@ -100,7 +102,7 @@ def run_case(name, scale, device, providers, seconds, say=print) -> Iterator[dic
     case = CASES[name]
     if "compile" in providers:
         _prepare_compile()
-    variants, memory = _variants(case, scale, device, providers, say)
+    variants, memory = _variants(case, scale, device, dtype, providers, say)
     stream_bytes = STREAM_BYTES if scale != "tiny" else STREAM_BYTES >> 8
     samples, bandwidth = measure.measure(variants, seconds, device, stream_bytes)
 
@@ -125,7 +127,7 @@ def run_case(name, scale, device, providers, seconds, say=print) -> Iterator[dic
         values = seen[provider, layout, mode]
         yield {
             "case": name,
-            "dtype": "float32",
+            "dtype": str(dtype).removeprefix("torch."),
             "layout": layout,
             "provider": provider,
             "mode": mode,
@@ -143,7 +145,7 @@ def run_case(name, scale, device, providers, seconds, say=print) -> Iterator[dic
         }
 
 
-def run(names, scale, device, providers, seconds, say=print) -> Iterator[list[dict]]:
+def run(names, scale, device, dtype, providers, seconds, say=print) -> Iterator[list[dict]]:
     """Rows of several cases, one list a case, with progress and the time that is left."""
     start = time.monotonic()
     for number, name in enumerate(names):
@@ -152,4 +154,4 @@ def run(names, scale, device, providers, seconds, say=print) -> Iterator[list[di
             minutes = (time.monotonic() - start) / number * (len(names) - number) / 60
             left = f", about {minutes:.1f} min left"
         say(f"[{number + 1}/{len(names)}] {name}{left}")
-        yield list(run_case(name, scale, device, providers, seconds, say))
+        yield list(run_case(name, scale, device, dtype, providers, seconds, say))

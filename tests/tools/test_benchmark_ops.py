@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from hkd_d2.benchmark import cases, measure, report, run
-from hkd_d2.benchmark.cases import CASES, SCALES, Problem, Traffic
+from hkd_d2.benchmark.cases import CASES, SCALES, Problem, Setting, Traffic
 from hkd_d2.ops import _library, assign_boxes_to_levels, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "benchmark_ops.py"
-CPU = torch.device("cpu")
+CPU, FLOAT = torch.device("cpu"), torch.float32
 # P2 to P6 of 64x128 pixels: 16x32 + 8x16 + 4x8 + 2x4 + 1x2.
 TINY_CELLS = 682
 
@@ -30,12 +30,19 @@ def tool():
     return module
 
 
-def build(name, layout=None):
+def build(name, layout=None, dtype=torch.float32):
     case = CASES[name]
-    return case.build(SCALES["tiny"], layout or case.layouts[0], CPU)
+    return case.build(Setting(SCALES["tiny"], layout or case.layouts[0], CPU, dtype))
 
 
 # ------------------------------------------------------------------------------------------ floors
+
+
+def test_half_precision_moves_half_the_bytes():
+    full, half = (build("imitation_masked", dtype=d) for d in (FLOAT, torch.bfloat16))
+    assert half.forward.read * 2 == full.forward.read
+    assert half.backward.write * 2 == full.backward.write
+    assert {x.dtype for x in half.leaves} == {torch.bfloat16}
 
 
 def test_floor_is_read_and_write_time_by_hand():
@@ -186,7 +193,7 @@ def rows_of(monkeypatch, samples, bandwidth):
     """Rows of a case whose measurement is given."""
     monkeypatch.setattr(run.measure, "measure", lambda *_: (samples, bandwidth))
     monkeypatch.setattr(run.measure, "extra_memory", lambda *_: 3_000_000)
-    rows = run.run_case("imitation_mse", "tiny", CPU, ["eager"], 1, print)
+    rows = run.run_case("imitation_mse", "tiny", CPU, FLOAT, ["eager"], 1, print)
     return {(r["provider"], r["layout"], r["mode"]): r for r in rows}
 
 
@@ -233,7 +240,7 @@ def test_a_provider_that_computes_something_else_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(run, "provide", lambda *_: wrong)
     with pytest.raises(run.Differs, match="kl_distillation_loss by fused .* 1.0e-02"):
-        list(run.run_case("kl", "tiny", CPU, ["fused"], 1, print))
+        list(run.run_case("kl", "tiny", CPU, FLOAT, ["fused"], 1, print))
 
 
 def test_what_is_missing_is_said_in_a_line(monkeypatch):
@@ -243,7 +250,9 @@ def test_what_is_missing_is_said_in_a_line(monkeypatch):
 
     monkeypatch.setattr(run, "provide", provide)
     said = []
-    assert not list(run.run_case("kl", "tiny", CPU, ["torchvision", "fused"], 1e-9, said.append))
+    assert not list(
+        run.run_case("kl", "tiny", CPU, FLOAT, ["torchvision", "fused"], 1e-9, said.append)
+    )
     assert [line.strip() for line in said] == [
         "torchvision: left out (No module named 'torchvision')",
         "fused: kl_distillation_loss is not compiled for cpu",
@@ -262,6 +271,7 @@ def test_fused_is_the_compiled_operator_alone(monkeypatch):
 def make_rows(malloc, case, layout, provider, milliseconds, eager, torchvision):
     facts = dict.fromkeys(report.COLUMNS, "")
     facts |= {"date": "d", "device": "CPU", "torch": "2", "commit": "c", "threads": 2}
+    facts |= {"instruction_set": "avx2", "dtype": "float32"}
     return facts | {
         **{"malloc": malloc, "case": case, "layout": layout, "provider": provider},
         **{"mode": "full", "median_ms": milliseconds, "percent_of_floor": 50.0, "rounds": 5},
@@ -298,6 +308,12 @@ def test_table_and_picture_of_a_run(tmp_path):
     ]
     assert found["imitation_masked", "nchw"][6] == "8x eager met, 80 % missed"
     assert found["adl", "contiguous"][:4] == ["9", "", "", "not compiled"]
+
+    # A GPU has targets of its own, and half precision others than float32.
+    on_gpu = [row | {"instruction_set": "", "malloc": "default"} for row in read]
+    for dtype, verdict in (("float32", "8x eager met"), ("bfloat16", "20x eager missed")):
+        lines = report.table([row | {"dtype": dtype} for row in on_gpu]).splitlines()
+        assert verdict in next(line for line in lines if "imitation_masked" in line)
 
     pytest.importorskip("matplotlib")
     report.plot(read, tmp_path / "ops.png")
