@@ -5,7 +5,7 @@ READY := .venv/.ready
 SEEDS ?= 0
 SCALE ?= half
 
-.PHONY: help quickstart test test-slow test-oldest sanitize bench lint clean
+.PHONY: help quickstart test test-slow test-oldest sanitize bench gpu-check lint clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
@@ -16,6 +16,7 @@ help:
 	@echo "make sanitize           tests/ops under AddressSanitizer and UBSan"
 	@echo "make bench              time the operators on this machine's CPU, at half of 1024x2048"
 	@echo "make bench SCALE=full   the same at 1024x2048"
+	@echo "make gpu-check          test and time the CUDA kernels on this machine's GPU, with a report"
 	@echo "make lint               ruff and clang-format"
 	@echo "make clean              remove what was built, not what was trained"
 
@@ -40,6 +41,9 @@ sanitize: $(READY)
 
 bench: $(READY)
 	$(PY) tools/benchmark_ops.py --scale $(SCALE)
+
+gpu-check: $(READY)
+	$(PY) tools/gpu_check.py
 
 lint: $(READY)
 	$(PY) -m ruff check .
