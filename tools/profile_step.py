@@ -3,11 +3,13 @@
 
     python tools/profile_step.py --weights output/student_citypersons/model_final.pth
     python tools/profile_step.py --teacher-precision bf16 --plot step.png HKD.CHANNELS_LAST True
+    python tools/profile_step.py --proposals-by output/quickstart/hkd_seed0
 
 Three providers step in turn on the same batch: stock (Detectron2's plain student), reference (the
 distilled student by PyTorch's own operators, NCHW) and fused (as the config trains it). The batch
-is of drawn streets. Without --weights the student's weights are random; its RPN runs, and then
-boxes around the objects and of pedestrians' shapes elsewhere stand for a trained RPN's proposals.
+is of drawn streets. Without --weights the student's weights are random; its RPN runs, and then the
+proposals are those of another, trained detector (--proposals-by) or boxes around the objects and of
+pedestrians' shapes elsewhere.
 Without a file at HKD.TEACHER.WEIGHTS the teacher's weights are random. The learning rate is 0.
 
 On a CPU, glibc hands large buffers back to the system and asks for them anew; take that out with
@@ -33,6 +35,7 @@ from hkd_d2.engine.ledger import (
     overhead,
     street_batch,
     table,
+    trained_proposals,
     training_steps,
 )
 from hkd_d2.modeling.teacher import PRECISIONS
@@ -47,6 +50,11 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default=str(CONFIG), help="of a distilled run")
     parser.add_argument("--weights", default="", help="checkpoint of a trained student")
+    parser.add_argument(
+        "--proposals-by",
+        metavar="FOLDER",
+        help="of a trained two-stage detector (config.yaml, model_final.pth), which proposes boxes",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--teacher-precision", choices=PRECISIONS)
     parser.add_argument("--height", type=int, default=512, help="of the images, pixels")
@@ -72,13 +80,23 @@ def main(argv=None) -> None:
 
     torch.manual_seed(0)
     batch = street_batch(cfg, args.height, args.width, args.batch)
-    steps = training_steps(cfg, batch, args.weights, args.providers)
+    proposals = None
+    if args.proposals_by:
+        files = [str(Path(args.proposals_by, name)) for name in ("config.yaml", "model_final.pth")]
+        for file in files:
+            if not Path(file).is_file():
+                raise SystemExit(
+                    f"--proposals-by: there is no {file}; name a finished run's folder."
+                )
+        proposals = trained_proposals(cfg, batch, *files)
+    steps = training_steps(cfg, batch, args.weights, proposals, args.providers)
     ledger = keep_ledger(steps, batch, args.iterations, args.trace)
 
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     settings = {
         "config": Path(args.config_file).name,
         "opts": args.opts,
+        "proposals_by": args.weights or args.proposals_by or "drawn",
         "teacher_precision": cfg.HKD.TEACHER.PRECISION,
         "channels_last": cfg.HKD.CHANNELS_LAST,
         "images": [args.batch, args.height, args.width],

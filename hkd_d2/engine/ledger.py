@@ -17,13 +17,14 @@ from unittest import mock
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets.citypersons import load_citypersons
 from hkd_d2.data.datasets.synthetic import Difficulty, generate_streets
 from hkd_d2.data.mapper import PedestrianMapper
@@ -121,7 +122,7 @@ class TrainingStep:
 
 
 def training_steps(
-    cfg: CfgNode, batch: list[dict], weights: str = "", providers=PROVIDERS
+    cfg: CfgNode, batch: list[dict], weights: str = "", proposals=None, providers=PROVIDERS
 ) -> dict[str, TrainingStep]:
     """Build the steps that are compared, all from one student and one teacher.
 
@@ -129,9 +130,10 @@ def training_steps(
         cfg (CfgNode): of a distilled run. Where ``HKD.TEACHER.WEIGHTS`` is no file, the teacher's
             weights are random, which costs the same time.
         batch (list[dict]): what the steps will be given.
-        weights (str): checkpoint of a trained student. Without one the student's weights are
-            random, and instead of its proposals, which would be anchors, :func:`street_proposals`
-            are sampled; the RPN does its work none the less.
+        weights (str): checkpoint of a trained student; without one its weights are random.
+        proposals (list[Instances]): per image, what the heads get in place of the RPN's own, which
+            does its work none the less. Without them and without ``weights``, whose RPN would
+            propose anchors, they are :func:`street_proposals`.
         providers: of :data:`PROVIDERS`.
     """
     cfg = cfg.clone()
@@ -141,7 +143,8 @@ def training_steps(
     student = build_model(cfg).train()
     if weights:
         DetectionCheckpointer(student).load(weights)
-    proposals = None if weights else street_proposals(cfg, batch, student.device)
+    elif proposals is None:
+        proposals = street_proposals(cfg, batch, student.device)
 
     teacher = None
     if set(providers) - {"stock"}:
@@ -240,6 +243,41 @@ def street_proposals(
         found = Instances(image_size, proposal_boxes=boxes, objectness_logits=logits)
         proposals.append(found.to(device))
     return proposals
+
+
+def trained_proposals(
+    cfg: CfgNode, batch: list[dict], config_file: str, weights: str
+) -> list[Instances]:
+    """Boxes that another, trained two-stage detector proposes on a batch.
+
+    Args:
+        cfg (CfgNode): of the run that gets them: as many boxes as it trains with.
+        batch (list[dict]): images in the config's format.
+        config_file, weights (str): of the detector, as ``train_net.py`` leaves them.
+
+    Raises:
+        ValueError: the detector has no RPN or takes another image format.
+    """
+    own = get_cfg()
+    add_hkd_config(own)
+    own.merge_from_file(config_file)
+    if own.MODEL.META_ARCHITECTURE == "HKDDetector":
+        own.MODEL.META_ARCHITECTURE = own.HKD.STUDENT.META_ARCHITECTURE
+    own.MODEL.DEVICE, own.HKD.BACKBONE.PRETRAINED = cfg.MODEL.DEVICE, False
+    for when in ("PRE", "POST"):
+        own.MODEL.RPN[f"{when}_NMS_TOPK_TEST"] = cfg.MODEL.RPN[f"{when}_NMS_TOPK_TRAIN"]
+    if own.INPUT.FORMAT != cfg.INPUT.FORMAT:
+        raise ValueError(
+            f"{config_file} has INPUT.FORMAT {own.INPUT.FORMAT}, the run {cfg.INPUT.FORMAT}; name "
+            "a detector of the same format."
+        )
+    detector = build_model(own).eval()
+    if not hasattr(detector, "proposal_generator"):
+        raise ValueError(f"{config_file} has no RPN; name a two-stage detector.")
+    DetectionCheckpointer(detector).load(weights)
+    with torch.no_grad():
+        images = detector.preprocess_image(batch)
+        return detector.proposal_generator(images, detector.backbone(images.tensor))[0]
 
 
 def _propose(rpn: nn.Module, proposals: list[Instances]) -> None:

@@ -185,9 +185,45 @@ def test_weights_of_a_student_bring_its_own_proposals(on_streets, tmp_path):
     cfg, batch = on_streets
     trained = build_model(small_config())
     DetectionCheckpointer(trained, str(tmp_path)).save("student")
-    steps = ledger.training_steps(cfg, batch, str(tmp_path / "student.pth"), ["stock"])
+    steps = ledger.training_steps(cfg, batch, str(tmp_path / "student.pth"), providers=["stock"])
     model = steps["stock"].model
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True)
     )
     assert "predict_proposals" not in vars(model.proposal_generator)
+
+
+def test_proposals_of_another_detector(on_streets, tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg, batch = on_streets
+    config, weights = tmp_path / "config.yaml", str(tmp_path / "trained.pth")
+    other = small_config(width=0.5)
+    torch.manual_seed(3)
+    trained = build_model(other)
+    DetectionCheckpointer(trained, str(tmp_path)).save("trained")
+    # A distilled run's config: the detector is the student's.
+    other.MODEL.META_ARCHITECTURE = "HKDDetector"
+    config.write_text(other.dump())
+    proposals = ledger.trained_proposals(cfg, batch, str(config), weights)
+    assert [len(p) for p in proposals] == [cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN] * len(batch)
+
+    # In training mode the detector itself proposes the same boxes.
+    trained.proposal_generator.pre_nms_topk[True] = cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN
+    trained.proposal_generator.post_nms_topk[True] = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
+    with torch.no_grad(), EventStorage():
+        images = trained.preprocess_image(batch)
+        features = trained.backbone(images.tensor)
+        targets = [x["instances"] for x in batch]
+        own, _ = trained.proposal_generator(images, features, targets)
+    for a, b in zip(own, proposals, strict=True):
+        torch.testing.assert_close(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+    steps = ledger.training_steps(cfg, batch, proposals=proposals, providers=["stock"])
+    assert "predict_proposals" in vars(steps["stock"].model.proposal_generator)
+
+    other.INPUT.FORMAT = "RGB"
+    config.write_text(other.dump())
+    with pytest.raises(ValueError, match="INPUT.FORMAT RGB"):
+        ledger.trained_proposals(cfg, batch, str(config), weights)
