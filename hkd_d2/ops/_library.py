@@ -1,5 +1,6 @@
 """Loads what is compiled and says which operators exist for which device."""
 
+import contextlib
 import importlib
 import warnings
 
@@ -62,6 +63,7 @@ def _compiled():
 # The schemas are in _C; the CUDA kernels are registered under them.
 MODULES = {name: _load(name) for name in ("_C", "_C_cuda", "_native")}
 COMPILED = _compiled()
+_definitions_only = False
 
 
 def build_info():
@@ -148,6 +150,17 @@ def saved_lists(ctx):
     return [[next(tensors) for _ in range(length)] for length in ctx.lengths]
 
 
+@contextlib.contextmanager
+def definitions_only():
+    """Operators that are called without ``impl`` run their definition, in every thread."""
+    global _definitions_only
+    before, _definitions_only = _definitions_only, True
+    try:
+        yield
+    finally:
+        _definitions_only = before
+
+
 def use_fused(impl, operator, device):
     """Resolve ``impl`` to True (compiled) or False (reference).
 
@@ -157,6 +170,8 @@ def use_fused(impl, operator, device):
     """
     _checks.one_of("impl", impl, (None, "fused", "reference"))
     compiled = (operator, device.type) in COMPILED
+    if impl is None and _definitions_only:
+        return False
     if impl == "fused" and not compiled:
         raise RuntimeError(
             f"impl is 'fused', but {operator} is not compiled for {device.type} in this "
