@@ -54,26 +54,26 @@ STABLE_TORCH_LIBRARY(hkd_d2, m) {
 
   // Logit distillation. Lists have one tensor a level or image; an empty list is an argument that
   // was not given. Logits are (..., K), weights (...) and class_weights (K,), both in the dtype of
-  // the loss.
+  // the loss. A second output is what the loss was divided by; it has no gradient.
   m.def(
       "kl_distillation_loss(Tensor[] student_logits, Tensor[] teacher_logits, Tensor[] weights, "
-      "float temperature, bool sigmoid) -> Tensor");
+      "float temperature, bool sigmoid) -> (Tensor loss, Tensor normalizer)");
   m.def(
-      "kl_distillation_loss_backward(Tensor grad, Tensor[] student_logits, "
+      "kl_distillation_loss_backward(Tensor grad, Tensor normalizer, Tensor[] student_logits, "
       "Tensor[] teacher_logits, Tensor[] weights, float temperature, bool sigmoid) -> Tensor[]");
   m.def(
       "soft_cross_entropy_loss(Tensor[] student_logits, Tensor[] teacher_logits, "
-      "Tensor[] weights, Tensor? class_weights, float temperature, bool sigmoid) -> Tensor");
+      "Tensor[] weights, Tensor? class_weights, float temperature, bool sigmoid) "
+      "-> (Tensor loss, Tensor normalizer)");
   m.def(
-      "soft_cross_entropy_loss_backward(Tensor grad, Tensor[] student_logits, "
+      "soft_cross_entropy_loss_backward(Tensor grad, Tensor normalizer, Tensor[] student_logits, "
       "Tensor[] teacher_logits, Tensor[] weights, Tensor? class_weights, float temperature, "
       "bool sigmoid) -> Tensor[]");
-  // Without theta nothing is divided. The second output is what the loss was divided by; it has no
-  // gradient.
+  // Without theta the loss is not divided.
   m.def(
       "adaptive_distillation_loss(Tensor[] student_logits, Tensor[] teacher_probs, "
       "Tensor[] ignore, float gamma, float alpha, float beta_c, float? theta, bool kl) "
-      "-> (Tensor, Tensor)");
+      "-> (Tensor loss, Tensor normalizer)");
   m.def(
       "adaptive_distillation_loss_backward(Tensor grad, Tensor normalizer, "
       "Tensor[] student_logits, Tensor[] teacher_probs, Tensor[] ignore, float gamma, "

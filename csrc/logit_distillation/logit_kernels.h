@@ -99,8 +99,6 @@ void soft_targets_backward(
     const GradientScale& scale,
     bool is_double,
     cudaStream_t stream);
-// Pairs: 0, sum of the rows' weights.
-void sum_row_weights(const LogitTensors& tensors, void* pairs, bool is_double, cudaStream_t stream);
 
 // Pairs: sum of the errors that count, 0.
 struct BoundedDeltas {

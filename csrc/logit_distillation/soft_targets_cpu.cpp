@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <tuple>
 
 #include "hkd/soft_targets.h"
 #include "tensor_list.h"
@@ -405,7 +406,7 @@ void sigmoid_gradients(
   }
 }
 
-Tensor forward(
+std::tuple<Tensor, Tensor> forward(
     const std::vector<Tensor>& student_logits,
     const std::vector<Tensor>& teacher_logits,
     const std::vector<Tensor>& row_weights,
@@ -415,7 +416,7 @@ Tensor forward(
   const std::vector<Values> student = to_read("student_logits", rows.student),
                             teacher = to_read("teacher_logits", rows.teacher);
   std::vector<double> sums(rows.blocks.size());
-  double total = 0;
+  double total = 0, normalizer = 0;
   dispatch_accumulate(student_logits[0].scalar_type(), [&](auto acc) {
     using Acc = decltype(acc);
     const Temperature<Acc> temperature(options.temperature);
@@ -448,13 +449,17 @@ Tensor forward(
             sums[index] = sum[0];
           });
     });
-    total = sum_of(sums) / rows.normalizer<Acc>();
+    normalizer = rows.normalizer<Acc>();
+    total = sum_of(sums) / normalizer;
   });
-  return scalar_like(student_logits[0], options.temperature * options.temperature * total);
+  return {
+      scalar_like(student_logits[0], options.temperature * options.temperature * total),
+      scalar_like(student_logits[0], normalizer)};
 }
 
 std::vector<Tensor> backward(
     const Tensor& grad,
+    const Tensor& normalizer,
     const std::vector<Tensor>& student_logits,
     const std::vector<Tensor>& teacher_logits,
     const std::vector<Tensor>& row_weights,
@@ -472,7 +477,7 @@ std::vector<Tensor> backward(
     using Acc = decltype(acc);
     const Temperature<Acc> temperature(options.temperature);
     const double derivative =
-        number_of("grad", grad) * options.temperature / rows.normalizer<Acc>();
+        number_of("grad", grad) * options.temperature / number_of("normalizer", normalizer);
     const std::vector<Acc> class_tile = rows.class_weight_tile<Acc>(class_weights);
     const Acc* const c = class_tile.data();
     const std::vector<const Acc*> given = rows.weight_pointers<Acc>();
@@ -507,7 +512,7 @@ std::vector<Tensor> backward(
   return gradients;
 }
 
-Tensor kl_distillation_loss_cpu(
+std::tuple<Tensor, Tensor> kl_distillation_loss_cpu(
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -519,16 +524,23 @@ Tensor kl_distillation_loss_cpu(
 
 std::vector<Tensor> kl_distillation_loss_backward_cpu(
     const Tensor& grad,
+    const Tensor& normalizer,
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
     double temperature,
     bool sigmoid) {
   return backward(
-      grad, student_logits, teacher_logits, weights, std::nullopt, {temperature, sigmoid, true});
+      grad,
+      normalizer,
+      student_logits,
+      teacher_logits,
+      weights,
+      std::nullopt,
+      {temperature, sigmoid, true});
 }
 
-Tensor soft_cross_entropy_loss_cpu(
+std::tuple<Tensor, Tensor> soft_cross_entropy_loss_cpu(
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -541,6 +553,7 @@ Tensor soft_cross_entropy_loss_cpu(
 
 std::vector<Tensor> soft_cross_entropy_loss_backward_cpu(
     const Tensor& grad,
+    const Tensor& normalizer,
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -548,7 +561,13 @@ std::vector<Tensor> soft_cross_entropy_loss_backward_cpu(
     double temperature,
     bool sigmoid) {
   return backward(
-      grad, student_logits, teacher_logits, weights, class_weights, {temperature, sigmoid, false});
+      grad,
+      normalizer,
+      student_logits,
+      teacher_logits,
+      weights,
+      class_weights,
+      {temperature, sigmoid, false});
 }
 
 } // namespace

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <tuple>
 
 #include "logit_distillation/logit_arguments.h"
 
@@ -83,7 +84,7 @@ struct Rows {
   }
 };
 
-Tensor forward(
+std::tuple<Tensor, Tensor> forward(
     const std::vector<Tensor>& student_logits,
     const std::vector<Tensor>& teacher_logits,
     const std::vector<Tensor>& row_weights,
@@ -100,7 +101,7 @@ Tensor forward(
   launches.with_pairs(pairs, [&](const LogitTensors& table, void* place) {
     soft_targets(table, options, place, is_double(student), call.stream());
   });
-  Tensor loss = empty_loss(student);
+  Tensor loss = empty_loss(student), normalizer = empty_loss(student);
   LossSums sums{};
   sums.pairs = pairs.const_data_ptr();
   sums.count = launches.blocks;
@@ -108,12 +109,14 @@ Tensor forward(
   sums.divide_by_second = rows.weighted;
   sums.denominator = number(static_cast<double>(rows.count));
   sums.loss = loss.mutable_data_ptr();
+  sums.used_denominator = normalizer.mutable_data_ptr();
   finish_loss(sums, is_double(student), call.stream());
-  return loss;
+  return {loss, normalizer};
 }
 
 std::vector<Tensor> backward(
     const Tensor& grad,
+    const Tensor& normalizer,
     const std::vector<Tensor>& student_logits,
     const std::vector<Tensor>& teacher_logits,
     const std::vector<Tensor>& row_weights,
@@ -131,31 +134,16 @@ std::vector<Tensor> backward(
       rows.tensors[i].gradient = numbers_to_write(gradients[i]);
     }
   }
-  DeviceNumber denominator = number(static_cast<double>(rows.count));
-  Tensor normalizer = empty_loss(student);
-  if (rows.weighted) {
-    const Launches launches(rows.tensors, soft_target_rows_per_block(1));
-    const Tensor pairs = launches.pairs(student);
-    launches.with_pairs(pairs, [&](const LogitTensors& table, void* place) {
-      sum_row_weights(table, place, is_double(student), call.stream());
-    });
-    LossSums sums{};
-    sums.pairs = pairs.const_data_ptr();
-    sums.count = launches.blocks;
-    sums.divide_by_second = true;
-    sums.used_denominator = normalizer.mutable_data_ptr();
-    finish_loss(sums, is_double(student), call.stream());
-    denominator = number("the sum of the weights", normalizer, student);
-  }
   const SoftTargetOptions options{rows.classes, temperature, sigmoid, kl, rows.class_weights};
-  const GradientScale scale = gradient_scale(grad, student, temperature, denominator);
+  const GradientScale scale =
+      gradient_scale(grad, student, temperature, number("normalizer", normalizer, student));
   for (const LogitTensors& table : rows.launches().tables) {
     soft_targets_backward(table, options, scale, is_double(student), call.stream());
   }
   return gradients;
 }
 
-Tensor kl_distillation_loss_cuda(
+std::tuple<Tensor, Tensor> kl_distillation_loss_cuda(
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -166,16 +154,25 @@ Tensor kl_distillation_loss_cuda(
 
 std::vector<Tensor> kl_distillation_loss_backward_cuda(
     const Tensor& grad,
+    const Tensor& normalizer,
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
     double temperature,
     bool sigmoid) {
   return backward(
-      grad, student_logits, teacher_logits, weights, std::nullopt, temperature, sigmoid, true);
+      grad,
+      normalizer,
+      student_logits,
+      teacher_logits,
+      weights,
+      std::nullopt,
+      temperature,
+      sigmoid,
+      true);
 }
 
-Tensor soft_cross_entropy_loss_cuda(
+std::tuple<Tensor, Tensor> soft_cross_entropy_loss_cuda(
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -188,6 +185,7 @@ Tensor soft_cross_entropy_loss_cuda(
 
 std::vector<Tensor> soft_cross_entropy_loss_backward_cuda(
     const Tensor& grad,
+    const Tensor& normalizer,
     std::vector<Tensor> student_logits,
     std::vector<Tensor> teacher_logits,
     std::vector<Tensor> weights,
@@ -195,7 +193,15 @@ std::vector<Tensor> soft_cross_entropy_loss_backward_cuda(
     double temperature,
     bool sigmoid) {
   return backward(
-      grad, student_logits, teacher_logits, weights, class_weights, temperature, sigmoid, false);
+      grad,
+      normalizer,
+      student_logits,
+      teacher_logits,
+      weights,
+      class_weights,
+      temperature,
+      sigmoid,
+      false);
 }
 
 } // namespace

@@ -150,17 +150,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) soft_targets_bac
       });
 }
 
-// Blocks take as many rows as soft_targets's for one class.
-template <typename Acc>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>)
-    row_weights_kernel(const __grid_constant__ LogitTensors tensors, Acc* pairs) {
-  Acc sum = 0;
-  for_each_row(tensors, 1, [&](const LogitTensor& tensor, int64_t row, bool inside, int) {
-    sum += inside ? static_cast<const Acc*>(tensor.weights)[row] : Acc(0);
-  });
-  leave_pair(Acc(0), sum, pairs);
-}
-
 } // namespace
 
 int64_t soft_target_rows_per_block(int64_t classes) {
@@ -208,21 +197,6 @@ void soft_targets_backward(
           Classes<Acc>(options),
           scale);
     });
-  });
-}
-
-void sum_row_weights(
-    const LogitTensors& tensors, void* pairs, bool is_double, cudaStream_t stream) {
-  dispatch_loss_type(is_double, [&](auto acc) {
-    using Acc = decltype(acc);
-    HKD_LAUNCH(
-        row_weights_kernel<Acc>,
-        tensors.blocks,
-        kThreads,
-        0,
-        stream,
-        tensors,
-        static_cast<Acc*>(pairs));
   });
 }
 

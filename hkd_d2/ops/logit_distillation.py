@@ -25,13 +25,14 @@ def kl_distillation_loss(
     _checks.positive("temperature", temperature)
     _checks.one_of("activation", activation, ("softmax", "sigmoid"))
     dtype = _checks.loss_dtype(student[0])
-    return torch.ops.hkd_d2.kl_distillation_loss(
+    loss, _ = torch.ops.hkd_d2.kl_distillation_loss(
         student,
         _detached(teacher),
         [w.detach().to(dtype) for w in weights],
         float(temperature),
         activation == "sigmoid",
     )
+    return loss
 
 
 def soft_cross_entropy_loss(
@@ -49,7 +50,7 @@ def soft_cross_entropy_loss(
     _checks.positive("temperature", temperature)
     _checks.one_of("activation", activation, ("softmax", "sigmoid"))
     dtype = _checks.loss_dtype(student[0])
-    return torch.ops.hkd_d2.soft_cross_entropy_loss(
+    loss, _ = torch.ops.hkd_d2.soft_cross_entropy_loss(
         student,
         _detached(teacher),
         [w.detach().to(dtype) for w in weights],
@@ -57,34 +58,42 @@ def soft_cross_entropy_loss(
         float(temperature),
         activation == "sigmoid",
     )
+    return loss
 
 
-def _rows_fake(student_logits, *_):
-    return _empty_loss(student_logits[0])
+def _loss_fake(student_logits, *_):
+    return _empty_loss(student_logits[0]), _empty_loss(student_logits[0])
 
 
-def _rows_backward_fake(grad, student_logits, *_):
+def _rows_backward_fake(grad, normalizer, student_logits, *_):
     return [x.new_empty(x.shape) for x in student_logits]
 
 
+def _setup_lists(ctx, lists, output):
+    """Save what backward reads again; the normaliser is no loss and has no gradient."""
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    _library.save_lists(ctx, [output[1]], *lists)
+
+
 def _kl_setup_context(ctx, inputs, output):
-    student_logits, teacher_logits, weights, ctx.temperature, ctx.sigmoid = inputs
-    ctx.levels = len(student_logits)
-    ctx.save_for_backward(*student_logits, *teacher_logits, *weights)
+    *lists, ctx.temperature, ctx.sigmoid = inputs
+    _setup_lists(ctx, lists, output)
 
 
-def _kl_backward(ctx, grad):
-    n, saved = ctx.levels, ctx.saved_tensors
-    student, teacher, weights = list(saved[:n]), list(saved[n : 2 * n]), list(saved[2 * n :])
-    gradients = torch.ops.hkd_d2.kl_distillation_loss_backward(
-        grad, student, teacher, weights, ctx.temperature, ctx.sigmoid
-    )
-    return gradients, [None] * n, [None] * len(weights), None, None
+def _kl_backward(ctx, grad, _):
+    (normalizer,), student, teacher, weights = _library.saved_lists(ctx)
+    gradients = [None] * len(student)
+    if grad is not None:
+        gradients = torch.ops.hkd_d2.kl_distillation_loss_backward(
+            grad, normalizer, student, teacher, weights, ctx.temperature, ctx.sigmoid
+        )
+    return gradients, [None] * len(teacher), [None] * len(weights), None, None
 
 
 _library.register(
     "kl_distillation_loss",
-    fake=_rows_fake,
+    fake=_loss_fake,
     backward_fake=_rows_backward_fake,
     setup_context=_kl_setup_context,
     backward=_kl_backward,
@@ -92,23 +101,24 @@ _library.register(
 
 
 def _cross_entropy_setup_context(ctx, inputs, output):
-    student_logits, teacher_logits, weights, class_weights, ctx.temperature, ctx.sigmoid = inputs
-    ctx.levels = len(student_logits)
-    ctx.save_for_backward(class_weights, *student_logits, *teacher_logits, *weights)
+    *lists, class_weights, ctx.temperature, ctx.sigmoid = inputs
+    _setup_lists(ctx, [*lists, [class_weights]], output)
 
 
-def _cross_entropy_backward(ctx, grad):
-    n, (class_weights, *saved) = ctx.levels, ctx.saved_tensors
-    student, teacher, weights = saved[:n], saved[n : 2 * n], saved[2 * n :]
-    gradients = torch.ops.hkd_d2.soft_cross_entropy_loss_backward(
-        grad, student, teacher, weights, class_weights, ctx.temperature, ctx.sigmoid
-    )
-    return gradients, [None] * n, [None] * len(weights), None, None, None
+def _cross_entropy_backward(ctx, grad, _):
+    (normalizer,), student, teacher, weights, (class_weights,) = _library.saved_lists(ctx)
+    gradients = [None] * len(student)
+    if grad is not None:
+        gradients = torch.ops.hkd_d2.soft_cross_entropy_loss_backward(
+            *(grad, normalizer, student, teacher, weights, class_weights),
+            *(ctx.temperature, ctx.sigmoid),
+        )
+    return gradients, [None] * len(teacher), [None] * len(weights), None, None, None
 
 
 _library.register(
     "soft_cross_entropy_loss",
-    fake=_rows_fake,
+    fake=_loss_fake,
     backward_fake=_rows_backward_fake,
     setup_context=_cross_entropy_setup_context,
     backward=_cross_entropy_backward,
@@ -145,38 +155,29 @@ def adaptive_distillation_loss(
     return loss
 
 
-def _adaptive_fake(student_logits, *_):
-    return _empty_loss(student_logits[0]), _empty_loss(student_logits[0])
-
-
 def _adaptive_backward_fake(grad, normalizer, student_logits, *_):
     return [torch.empty_like(x) for x in student_logits]
 
 
 def _adaptive_setup_context(ctx, inputs, output):
-    student_logits, teacher_probs, ignore, *options = inputs
-    gamma, alpha, beta_c, _, kl = options
+    *lists, gamma, alpha, beta_c, _, kl = inputs
     ctx.options = gamma, alpha, beta_c, kl
-    ctx.levels = len(student_logits)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], *student_logits, *teacher_probs, *ignore)
+    _setup_lists(ctx, lists, output)
 
 
 def _adaptive_backward(ctx, grad, _):
-    n, (normalizer, *saved) = ctx.levels, ctx.saved_tensors
-    logits, probs, ignore = saved[:n], saved[n : 2 * n], saved[2 * n :]
-    gradients = [None] * n
+    (normalizer,), logits, probs, ignore = _library.saved_lists(ctx)
+    gradients = [None] * len(logits)
     if grad is not None:
         gradients = torch.ops.hkd_d2.adaptive_distillation_loss_backward(
             grad, normalizer, logits, probs, ignore, *ctx.options
         )
-    return gradients, [None] * n, [None] * len(ignore), None, None, None, None, None
+    return gradients, [None] * len(probs), [None] * len(ignore), None, None, None, None, None
 
 
 _library.register(
     "adaptive_distillation_loss",
-    fake=_adaptive_fake,
+    fake=_loss_fake,
     backward_fake=_adaptive_backward_fake,
     setup_context=_adaptive_setup_context,
     backward=_adaptive_backward,

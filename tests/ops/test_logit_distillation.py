@@ -775,8 +775,8 @@ def opcheck_cases(dtype):
     options = 1.5, 0.5, 0.0
     bounded = student, teacher, teacher.flip(0), 0.01, torch.tensor(7), 1.0
     return [
-        (ops.kl_distillation_loss.default, kl, kl),
-        (ops.soft_cross_entropy_loss.default, ce, ce),
+        (ops.kl_distillation_loss.default, kl, (one, *kl)),
+        (ops.soft_cross_entropy_loss.default, ce, (one, *ce)),
         (
             ops.adaptive_distillation_loss.default,
             (rows[0], probs, ignore, *options, 1.8, True),
