@@ -43,10 +43,10 @@ HKD_HD To bits_as(From from) {
   return to;
 }
 
-// Integers of the width of V's floats.
+// Unsigned integers of the width of V's floats: the bits of a NaN may overflow.
 template <typename V>
 struct BitsOf {
-  using type = decltype(V{} < V{});
+  typedef uint32_t type __attribute__((vector_size(sizeof(V))));
 };
 template <>
 struct BitsOf<float> {
