@@ -17,7 +17,7 @@ namespace hkd {
 
 // Boxes that are pooled and then scattered together: their bins, 50 kB a box of 7x7 bins and 256
 // channels, stay in the caches in between.
-constexpr int64_t kBoxesPerBlock = 16;
+constexpr int64_t kBoxesPerBlock = 8;
 
 // Some boxes, of one level and image where it matters.
 struct RoiBlock {
