@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time the distillation operators against plain PyTorch, torch.compile and torchvision.
+"""Time the distillation operators against plain PyTorch, torch.compile and what is usually written.
 
     python tools/benchmark_ops.py                          every case at half scale
     python tools/benchmark_ops.py --scale full --case roi_distillation imitation_masked

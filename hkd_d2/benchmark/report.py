@@ -8,14 +8,14 @@ from hkd_d2.benchmark.cases import CASES
 COLUMNS = (
     *("date", "device", "instruction_set", "threads", "torch", "commit", "malloc", "scale"),
     *("case", "dtype", "layout", "provider", "mode", "rounds", "median_ms", "p20_ms", "p80_ms"),
-    *("gb_per_s", "percent_of_floor", "ratio_to_eager", "ratio_to_torchvision", "extra_mb"),
+    *("gb_per_s", "percent_of_floor", "ratio_to_eager", "ratio_to_usual", "extra_mb"),
     *("read_gb_per_s", "write_gb_per_s"),
 )
 # Bars of the picture, from top to bottom; of Okabe and Ito's palette.
 COLOURS = {"fused": "#0072B2", "compile": "#BBBBBB", "eager": "#E69F00"}
 HEADINGS = (
-    *("case", "layout", "eager, ms", "torchvision, ms", "compile, ms", "fused, ms"),
-    *("x eager", "x torchvision", "target", "default malloc", "% of floor", "extra MB"),
+    *("case", "layout", "eager, ms", "usual, ms", "compile, ms", "fused, ms"),
+    *("x eager", "x usual", "target", "default malloc", "% of floor", "extra MB"),
 )
 
 
@@ -124,7 +124,7 @@ def _target(case, run, layout, row):
 def table(rows: list[dict]) -> str:
     """Markdown table of a run: forward and backward together, medians.
 
-    ``eager`` and ``torchvision`` are given in their faster layout, whatever the row's.
+    ``eager`` and ``usual`` are given in their faster layout, whatever the row's.
     """
     run = Run(rows)
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---" + "|---:" * (len(HEADINGS) - 2) + "|"]
@@ -135,11 +135,11 @@ def table(rows: list[dict]) -> str:
             name,
             layout,
             _milliseconds(run.fastest(name, "eager")),
-            _milliseconds(run.fastest(name, "torchvision")),
+            _milliseconds(run.fastest(name, "usual")),
             _milliseconds(compiled and compiled["median_ms"]),
             _milliseconds(row["median_ms"]) if row else "not compiled",
             _number(row and row["ratio_to_eager"]),
-            _number(row and row["ratio_to_torchvision"]),
+            _number(row and row["ratio_to_usual"]),
             _target(case, run, layout, row),
             _number(run.ratio(name, layout, malloc="default")),
             _number(row and row["percent_of_floor"], "{:.0f}"),
@@ -198,7 +198,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(
         "forward + backward: times as fast as the faster layout of\n"
-        "torchvision's RoIAlign (roi_*), of plain PyTorch (the others)",
+        "what is usually written (roi_*, masked), of plain PyTorch (the others)",
         fontsize=8,
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

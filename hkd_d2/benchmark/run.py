@@ -10,12 +10,13 @@ import torch
 
 from hkd_d2 import ops
 from hkd_d2.benchmark import measure
-from hkd_d2.benchmark.cases import CASES, SCALES, TORCHVISION, Setting, Traffic
+from hkd_d2.benchmark.cases import CASES, SCALES, Case, Setting, Traffic
 from hkd_d2.ops import _library, reference
 
-# eager: the definition in plain PyTorch; torchvision: what Detectron2 composes of its roi_align;
+# eager: the definition in plain PyTorch; usual: what is usually written, where that differs (RoI
+# pooling as Detectron2 composes it of torchvision's roi_align; a mask times a loss of whole maps);
 # compile: torch.compile of the definition; fused: the compiled operator.
-PROVIDERS = ("eager", "torchvision", "compile", "fused")
+PROVIDERS = ("eager", "usual", "compile", "fused")
 
 # Relative error beyond which a provider does not compute the same thing. Sums in float32.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -27,23 +28,17 @@ class Differs(Exception):
     """A provider's result is not the definition's."""
 
 
-def provide(provider: str, operator: str, device: torch.device):
-    """The operator of a provider, or None where it has none for this device.
-
-    Raises:
-        ModuleNotFoundError: torchvision is not installed.
-    """
-    definition = getattr(reference, operator)
+def provide(provider: str, case: Case, device: torch.device):
+    """The operator of a provider, or None where it has none for this case and device."""
+    definition = getattr(reference, case.operator)
     if provider == "eager":
         return definition
+    if provider == "usual":
+        return case.usual
     if provider == "compile":
         return torch.compile(definition, dynamic=False)
-    if provider == "fused":
-        compiled = (operator, device.type) in _library.COMPILED
-        return partial(getattr(ops, operator), impl="fused") if compiled else None
-    if operator in TORCHVISION:
-        import torchvision  # noqa: F401  is it there?
-    return TORCHVISION.get(operator)
+    compiled = (case.operator, device.type) in _library.COMPILED
+    return partial(getattr(ops, case.operator), impl="fused") if compiled else None
 
 
 def _prepare_compile():
@@ -63,11 +58,7 @@ def _variants(case, scale, device, dtype, providers, say):
     expected = measure.evaluate(next(iter(problems.values())), definition)
     variants, memory = {}, {}
     for provider in providers:
-        try:
-            operator = provide(provider, case.operator, device)
-        except ModuleNotFoundError as error:
-            say(f"    {provider}: left out ({error})")
-            continue
+        operator = provide(provider, case, device)
         if operator is None:
             if provider == "fused":
                 say(f"    fused: {case.operator} is not compiled for {device.type}")
@@ -75,6 +66,9 @@ def _variants(case, scale, device, dtype, providers, say):
         for layout, problem in problems.items():
             try:
                 results = measure.evaluate(problem, operator)
+            except ModuleNotFoundError as error:  # torchvision, for one
+                say(f"    {provider}: left out ({error})")
+                break
             except Exception as error:
                 if provider != "compile":
                     raise
@@ -138,7 +132,7 @@ def run_case(name, scale, device, dtype, providers, seconds, say=print) -> Itera
             "gb_per_s": (traffic.read + traffic.write) / median / 1e9,
             "percent_of_floor": 100 * traffic.seconds(Traffic(*bandwidth)) / median,
             "ratio_to_eager": ratio("eager", mode, median),
-            "ratio_to_torchvision": ratio("torchvision", mode, median),
+            "ratio_to_usual": ratio("usual", mode, median),
             "extra_mb": extra / 1e6 if mode == "full" and extra is not None else "",
             "read_gb_per_s": bandwidth[0] / 1e9,
             "write_gb_per_s": bandwidth[1] / 1e9,
