@@ -13,6 +13,7 @@
 #include "cpu_isa.h"
 #include "dispatch.h"
 #include "feature_maps.h"
+#include "simd.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -100,6 +101,20 @@ HKD_NOINLINE void load_numbers(Acc* to, const char* from, ScalarType type, int64
   });
 }
 
+// Calls body(first channel, channels, first cell, cells, tile) for small parts of a strip; `tile`
+// is room for their (channels, cells) numbers, rows of which are kTileCells apart.
+constexpr int64_t kTileChannels = 16, kTileCells = 256;
+
+template <typename Acc, typename Body>
+inline void for_each_tile(int64_t channels, int64_t cells, const Body& body) {
+  Acc tile[kTileChannels * kTileCells];
+  for (int64_t c = 0; c < channels; c += kTileChannels) {
+    for (int64_t i = 0; i < cells; i += kTileCells) {
+      body(c, std::min(kTileChannels, channels - c), i, std::min(kTileCells, cells - i), tile);
+    }
+  }
+}
+
 template <typename Acc>
 HKD_NOINLINE void load_cells(
     Acc* to, const AnyMap& map, int64_t image, int64_t first, int64_t count) {
@@ -108,12 +123,19 @@ HKD_NOINLINE void load_cells(
   }
   dispatch_floating(map.type, "A map", [&](auto t) {
     using T = decltype(t);
-    with_best_isa([&](auto) {
-      for (int64_t c = 0; c < map.channels; ++c) {
-        const T* from = reinterpret_cast<const T*>(map.plane(image, c, first));
-        for (int64_t i = 0; i < count; ++i) {
-          to[i * map.channels + c] = static_cast<Acc>(from[i]);
-        }
+    const T* from = reinterpret_cast<const T*>(map.plane(image, 0, first));
+    with_lanes<Acc>([&](auto lanes) {
+      if constexpr (std::is_same_v<T, Acc>) {
+        transpose<lanes()>(from, map.cells, map.channels, count, to, map.channels);
+      } else {
+        for_each_tile<Acc>(
+            map.channels, count, [&](int64_t c, int64_t channels, int64_t i, int64_t n, Acc* tile) {
+              for (int64_t k = 0; k < channels; ++k) {
+                convert(tile + k * kTileCells, from + (c + k) * map.cells + i, n);
+              }
+              transpose<lanes()>(
+                  tile, kTileCells, channels, n, to + i * map.channels + c, map.channels);
+            });
       }
     });
   });
@@ -176,11 +198,16 @@ struct GradientMap {
   // `numbers` is overwritten.
   template <typename Acc>
   void store(char* to, Acc* numbers, int64_t count) const {
-    if (map.type == scalar_type_of<Acc>() && !incoming.data) {
-      copy(to, reinterpret_cast<const char*>(numbers), count * sizeof(Acc));
-    } else {
-      store_converted(to, numbers, count);
+    if (map.type != scalar_type_of<Acc>()) {
+      return store_converted(to, numbers, count);
     }
+    if (incoming.data) {
+      const Acc* other = reinterpret_cast<const Acc*>(incoming.data + (to - map.data));
+      for (int64_t i = 0; i < count; ++i) {
+        numbers[i] += other[i];
+      }
+    }
+    copy(to, reinterpret_cast<const char*>(numbers), count * sizeof(Acc));
   }
 
   template <typename Acc>
@@ -197,17 +224,16 @@ struct GradientMap {
   HKD_NOINLINE void store_converted(char* to, Acc* numbers, int64_t count) const {
     dispatch_floating(map.type, "A map", [&](auto t) {
       using T = decltype(t);
+      const T* other =
+          incoming.data ? reinterpret_cast<const T*>(incoming.data + (to - map.data)) : nullptr;
       with_best_isa([&](auto) {
-        if (incoming.data) {
-          const T* other = reinterpret_cast<const T*>(incoming.data + (to - map.data));
-          for (int64_t i = 0; i < count; ++i) {
-            numbers[i] += static_cast<Acc>(other[i]);
-          }
-        }
-        constexpr int64_t kBlock = 1024;
+        constexpr int64_t kBlock = 512;
         T block[kBlock];
         for (int64_t i = 0; i < count; i += kBlock) {
           const int64_t size = std::min(kBlock, count - i);
+          for (int64_t j = 0; other && j < size; ++j) {
+            numbers[i + j] += static_cast<Acc>(other[i + j]);
+          }
           convert(block, numbers + i, size);
           copy(to + i * sizeof(T), reinterpret_cast<const char*>(block), size * sizeof(T));
         }
@@ -218,20 +244,16 @@ struct GradientMap {
   template <typename Acc>
   HKD_NOINLINE void store_transposed(
       int64_t image, int64_t first, int64_t count, const Acc* rows) const {
-    dispatch_floating(map.type, "A map", [&](auto t) {
-      using T = decltype(t);
-      with_best_isa([&](auto) {
-        for (int64_t c = 0; c < map.channels; ++c) {
-          char* to = map.plane(image, c, first);
-          const T* other =
-              reinterpret_cast<const T*>(incoming.data ? incoming.data + (to - map.data) : nullptr);
-          for (int64_t i = 0; i < count; ++i) {
-            const Acc sum = rows[i * map.channels + c] + (other ? static_cast<Acc>(other[i]) : 0);
-            reinterpret_cast<T*>(to)[i] = static_cast<T>(sum);
+    for_each_tile<Acc>(
+        map.channels, count, [&](int64_t c, int64_t channels, int64_t i, int64_t n, Acc* tile) {
+          with_lanes<Acc>([&](auto lanes) {
+            transpose<lanes()>(
+                rows + i * map.channels + c, map.channels, n, channels, tile, kTileCells);
+          });
+          for (int64_t k = 0; k < channels; ++k) {
+            store(map.plane(image, c + k, first + i), tile + k * kTileCells, n);
           }
-        }
-      });
-    });
+        });
   }
 };
 
