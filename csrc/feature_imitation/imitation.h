@@ -162,6 +162,8 @@ class Imitation {
   static constexpr int64_t kStripNumbers = 4096;   // stays in the first-level cache
   static constexpr int64_t kStoredNumbers = 128;   // few, so that reads and stores overlap
   static constexpr int64_t kLineCells = 16;        // of a float plane in a cache line
+  static constexpr int64_t kPlanes = 8;            // whose short runs are read side by side
+  static constexpr int64_t kRunsAhead = 16;        // prefetched
   static constexpr int64_t kMomentCells = 64;
   static constexpr int64_t kPivotCells = 512;
   static constexpr int64_t kCosineCells = 1024;
@@ -203,7 +205,7 @@ class Imitation {
       if (on_planes(level) && distance_ == Distance::kCosine && !backward) {
         size = std::min(size, kCosineCells); // of all channels
       } else if (on_planes(level)) {
-        size = std::min(size, kTaskNumbers);
+        size = std::min(size, kTaskNumbers / (level.cell_weights ? kPlanes : 1));
         channels_of_task = std::max<int64_t>(kTaskNumbers / size, 1);
       } else if (level.adapted() && backward) {
         const int64_t share = level.student.images * cells / kAdapterChunks;
@@ -679,74 +681,112 @@ class Imitation {
     return sum;
   }
 
-  // The same cells of the next plane, which is too far away for the machine to guess.
-  static void prefetch_next_plane(const AnyMap& map, const char* plane, int64_t count) {
-#if defined(__GNUC__)
-    for (int64_t i = 0; i < count * map.element; i += 64) {
-      __builtin_prefetch(plane + map.cells * map.element + i, 0, 2);
-    }
-#endif
-  }
-
-  template <int kLanes, Distance kind>
-  double planes_forward(const Task& task, Scratch& scratch, double* moments) const {
+  // The moments of the channels of a task.
+  template <int kLanes>
+  void planes_moments(const Task& task, Scratch& scratch, double* moments) const {
     const Chunk& chunk = chunks_[task.chunk];
-    if constexpr (kind == Distance::kCosine) {
-      return planes_cosine(chunk, scratch);
-    }
     const ImitationLevel<Acc>& level = level_of(chunk);
     const int64_t channels = level.teacher.channels;
+    for (int64_t c = task.first_channel; c < task.last_channel; ++c) {
+      Moments<double> channel = {};
+      for (const Run& run : chunk.runs) {
+        for (int64_t done = 0; done < run.count; done += kPivotCells) {
+          const int64_t first = run.first + done, n = std::min(kPivotCells, run.count - done);
+          const Acc* s = read_plane(level.student, chunk.image, c, first, n, scratch.student.get());
+          const Acc* t = read_plane(level.teacher, chunk.image, c, first, n, scratch.teacher.get());
+          channel.merge(moments_of_plane<kLanes>(s, t, n));
+        }
+      }
+      const double values[] = {channel.s_mean, channel.t_mean, channel.ss, channel.tt, channel.st};
+      for (int i = 0; i < 5; ++i) {
+        moments[i * channels + c] = values[i];
+      }
+    }
+  }
+
+  // The sum over the channels of a task. Memory is slow to answer for a short run, so masked planes
+  // are read side by side.
+  template <int kLanes, Distance kind>
+  double planes_distances(const Task& task, Scratch& scratch) const {
+    const Chunk& chunk = chunks_[task.chunk];
+    const ImitationLevel<Acc>& level = level_of(chunk);
     const Acc* w =
         level.cell_weights ? level.cell_weights + chunk.image * level.student.cells : nullptr;
+    const int64_t planes = w ? kPlanes : 1;
     double sum = 0;
-    for (int64_t c = task.first_channel; c < task.last_channel; ++c) {
-      const double weight = channel_weight(level, chunk.image, c);
-      if (weight == 0) {
-        continue;
-      }
-      Moments<double> channel = {};
-      LaneSum<Acc, kLanes> sums[2];
-      int64_t terms = 0;
-      double plane = 0;
+    for (int64_t c = task.first_channel; c < task.last_channel; c += planes) {
+      const int64_t last_channel = std::min(c + planes, task.last_channel);
+      LaneSum<Acc, kLanes> sums[kPlanes][2] = {};
+      int64_t terms = 0; // of a plane
+      const auto flush = [&] {
+        for (int64_t k = c; k < last_channel; ++k) {
+          LaneSum<Acc, kLanes>(&plane)[2] = sums[k - c];
+          sum += static_cast<double>(channel_weight(level, chunk.image, k)) *
+                 (static_cast<double>(plane[0].total()) + plane[1].total());
+          plane[0] = plane[1] = {};
+        }
+        terms = 0;
+      };
       for (const Run& run : chunk.runs) {
-        const int64_t last = run.first + run.count;
-        for (int64_t first = run.first, count; first < last; first += count) {
-          count = std::min(last - first, kind == Distance::kPkd ? kPivotCells : kStripNumbers);
-          const Acc* s =
-              read_plane(level.student, chunk.image, c, first, count, scratch.student.get());
-          const Acc* t =
-              read_plane(level.teacher, chunk.image, c, first, count, scratch.teacher.get());
-          if constexpr (kind == Distance::kPkd) {
-            channel.merge(moments_of_plane<kLanes>(s, t, count));
-          } else if constexpr (kind != Distance::kCosine) {
-            if (terms + count > kSumLength) {
-              plane += sums[0].total() + sums[1].total();
-              sums[0] = sums[1] = {};
-              terms = 0;
+        for (int64_t done = 0, n; done < run.count; done += n) {
+          const int64_t first = run.first + done;
+          n = std::min(run.count - done, kStripNumbers);
+          if (terms + n > kSumLength) {
+            flush();
+          }
+          terms += n;
+          for (int64_t k = c; k < last_channel; ++k) {
+            if (channel_weight(level, chunk.image, k) == 0) {
+              continue;
             }
-            terms += count;
+            const Acc* s =
+                read_plane(level.student, chunk.image, k, first, n, scratch.student.get());
+            const Acc* t =
+                read_plane(level.teacher, chunk.image, k, first, n, scratch.teacher.get());
             if (w) {
-              prefetch_next_plane(level.student, level.student.plane(chunk.image, c, first), count);
-              prefetch_next_plane(level.teacher, level.teacher.plane(chunk.image, c, first), count);
-              add_distances<kind, true>(s, t, w + first, count, sums);
+              add_distances<kind, true>(s, t, w + first, n, sums[k - c]);
             } else {
-              add_distances<kind, false>(s, t, w, count, sums);
+              add_distances<kind, false>(s, t, w, n, sums[k - c]);
             }
           }
         }
       }
-      if constexpr (kind == Distance::kPkd) {
-        const double values[] = {
-            channel.s_mean, channel.t_mean, channel.ss, channel.tt, channel.st};
-        for (int i = 0; i < 5; ++i) {
-          moments[i * channels + c] = values[i];
-        }
-      } else {
-        plane += sums[0].total() + sums[1].total();
-        sum += weight * plane;
-      }
+      flush();
     }
     return sum;
+  }
+
+  template <int kLanes, Distance kind>
+  double planes_forward(const Task& task, Scratch& scratch, double* moments) const {
+    if constexpr (kind == Distance::kCosine) {
+      return planes_cosine(chunks_[task.chunk], scratch);
+    } else if constexpr (kind == Distance::kPkd) {
+      planes_moments<kLanes>(task, scratch, moments);
+      return 0;
+    } else {
+      return planes_distances<kLanes, kind>(task, scratch);
+    }
+  }
+
+  // The run `kRunsAhead` after that of a plane, in the next plane of the task after the last one:
+  // too far away for the machine to guess.
+  static void prefetch_ahead(
+      const AnyMap& map, const Chunk& chunk, const Task& task, int64_t channel, size_t run) {
+#if defined(__GNUC__)
+    size_t ahead = run + kRunsAhead;
+    if (ahead >= chunk.runs.size()) {
+      ahead -= chunk.runs.size();
+      ++channel;
+    }
+    if (ahead < chunk.runs.size() && channel < task.last_channel) {
+      const Run& next = chunk.runs[ahead];
+      const char* from = map.plane(chunk.image, channel, next.first);
+      const int64_t bytes = std::min(next.count, kStoredNumbers) * map.element;
+      for (int64_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(from + i);
+      }
+    }
+#endif
   }
 
   template <int kLanes, Distance kind>
@@ -768,7 +808,10 @@ class Imitation {
               gradient.map.plane(chunk.image, c, filled), (cell - filled) * gradient.map.element);
         }
       };
-      for (const Run& run : weight == 0 ? std::vector<Run>() : chunk.runs) {
+      for (size_t i = 0; weight != 0 && i < chunk.runs.size(); ++i) {
+        const Run& run = chunk.runs[i];
+        prefetch_ahead(level.student, chunk, task, c, i);
+        prefetch_ahead(level.teacher, chunk, task, c, i);
         fill_until(run.first);
         filled = run.first + run.count;
         for (int64_t first = run.first, count; first < filled; first += count) {
@@ -800,8 +843,6 @@ class Imitation {
                 out);
           } else {
             if (w) {
-              prefetch_next_plane(level.student, level.student.plane(chunk.image, c, first), count);
-              prefetch_next_plane(level.teacher, level.teacher.plane(chunk.image, c, first), count);
               distance_gradient<kind, true>(s, t, w + first, scale, count, out);
             } else {
               distance_gradient<kind, false>(s, t, w, scale, count, out);

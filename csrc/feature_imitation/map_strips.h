@@ -14,10 +14,7 @@
 #include "dispatch.h"
 #include "feature_maps.h"
 #include "simd.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "streaming.h"
 
 #if defined(__GNUC__)
 #define HKD_NOINLINE __attribute__((noinline))
@@ -26,31 +23,6 @@
 #endif
 
 namespace hkd {
-
-// Past the caches: a store that does not read the line that it overwrites, for gradients that are
-// larger than what a cache keeps until they are read. (For zeros memset is as good or better.)
-inline void stream_copy(char* to, const char* from, int64_t bytes) {
-#if defined(__SSE2__)
-  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(to) & 63);
-  std::memcpy(to, from, head);
-  to += head, from += head, bytes -= head;
-  for (; bytes >= 64; to += 64, from += 64, bytes -= 64) {
-    for (int i = 0; i < 4; ++i) {
-      _mm_stream_si128(
-          reinterpret_cast<__m128i*>(to) + i,
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
-    }
-  }
-#endif
-  std::memcpy(to, from, bytes);
-}
-
-// Makes streamed stores visible to other threads.
-inline void stream_fence() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
 
 template <typename T>
 constexpr ScalarType scalar_type_of() {
@@ -167,23 +139,22 @@ inline const Acc* read_plane(
 struct GradientMap {
   AnyMap map;
   AnyMap incoming; // of the type and layout of `map`
-  bool streamed;
+  bool streamed;   // past the caches
 
+  // `bytes` of `from`, or zeros where it is null.
   void copy(char* to, const char* from, int64_t bytes) const {
     if (streamed) {
-      stream_copy(to, from, bytes);
-    } else {
+      stream(to, from, bytes);
+    } else if (from) {
       std::memcpy(to, from, bytes);
+    } else {
+      std::memset(to, 0, bytes);
     }
   }
 
   // Where the loss has no gradient.
   void fill(char* to, int64_t bytes) const {
-    if (incoming.data) {
-      copy(to, incoming.data + (to - map.data), bytes);
-    } else {
-      std::memset(to, 0, bytes);
-    }
+    copy(to, incoming.data ? incoming.data + (to - map.data) : nullptr, bytes);
   }
 
   void fill_cells(int64_t image, int64_t first, int64_t last) const {

@@ -9,7 +9,7 @@
 #include "dispatch.h"
 #include "feature_maps.h"
 #include "roi_align/pooling.h"
-#include "zero_fill.h"
+#include "streaming.h"
 
 namespace hkd {
 
