@@ -162,8 +162,7 @@ class Imitation {
   static constexpr int64_t kStripNumbers = 4096;   // stays in the first-level cache
   static constexpr int64_t kStoredNumbers = 128;   // few, so that reads and stores overlap
   static constexpr int64_t kLineCells = 16;        // of a float plane in a cache line
-  static constexpr int64_t kPlanes = 8;            // whose short runs are read side by side
-  static constexpr int64_t kRunsAhead = 16;        // prefetched
+  static constexpr int kPlanes = 8;                // whose short runs are read side by side
   static constexpr int64_t kMomentCells = 64;
   static constexpr int64_t kPivotCells = 512;
   static constexpr int64_t kCosineCells = 1024;
@@ -181,6 +180,11 @@ class Imitation {
 
   bool on_planes(const ImitationLevel<Acc>& level) const {
     return !level.adapted() && !level.student.channels_last && !level.teacher.channels_last;
+  }
+
+  // Memory is slow to answer for a short run, so masked planes are done side by side.
+  static int64_t planes_of(const ImitationLevel<Acc>& level) {
+    return level.cell_weights ? kPlanes : 1;
   }
 
   int64_t cells_of_strip(const ImitationLevel<Acc>& level) const {
@@ -205,7 +209,7 @@ class Imitation {
       if (on_planes(level) && distance_ == Distance::kCosine && !backward) {
         size = std::min(size, kCosineCells); // of all channels
       } else if (on_planes(level)) {
-        size = std::min(size, kTaskNumbers / (level.cell_weights ? kPlanes : 1));
+        size = std::min(size, kTaskNumbers / planes_of(level));
         channels_of_task = std::max<int64_t>(kTaskNumbers / size, 1);
       } else if (level.adapted() && backward) {
         const int64_t share = level.student.images * cells / kAdapterChunks;
@@ -704,56 +708,71 @@ class Imitation {
     }
   }
 
-  // The sum over the channels of a task. Memory is slow to answer for a short run, so masked planes
-  // are read side by side.
+  // The sum over the channels of a task.
   template <int kLanes, Distance kind>
   double planes_distances(const Task& task, Scratch& scratch) const {
-    const Chunk& chunk = chunks_[task.chunk];
-    const ImitationLevel<Acc>& level = level_of(chunk);
-    const Acc* w =
-        level.cell_weights ? level.cell_weights + chunk.image * level.student.cells : nullptr;
-    const int64_t planes = w ? kPlanes : 1;
+    const bool weighted = level_of(chunks_[task.chunk]).cell_weights;
+    int64_t c = task.first_channel;
     double sum = 0;
-    for (int64_t c = task.first_channel; c < task.last_channel; c += planes) {
-      const int64_t last_channel = std::min(c + planes, task.last_channel);
-      LaneSum<Acc, kLanes> sums[kPlanes][2] = {};
-      int64_t terms = 0; // of a plane
-      const auto flush = [&] {
-        for (int64_t k = c; k < last_channel; ++k) {
-          LaneSum<Acc, kLanes>(&plane)[2] = sums[k - c];
-          sum += static_cast<double>(channel_weight(level, chunk.image, k)) *
-                 (static_cast<double>(plane[0].total()) + plane[1].total());
-          plane[0] = plane[1] = {};
-        }
-        terms = 0;
-      };
-      for (const Run& run : chunk.runs) {
-        for (int64_t done = 0, n; done < run.count; done += n) {
-          const int64_t first = run.first + done;
-          n = std::min(run.count - done, kStripNumbers);
-          if (terms + n > kSumLength) {
-            flush();
-          }
-          terms += n;
-          for (int64_t k = c; k < last_channel; ++k) {
-            if (channel_weight(level, chunk.image, k) == 0) {
-              continue;
-            }
-            const Acc* s =
-                read_plane(level.student, chunk.image, k, first, n, scratch.student.get());
-            const Acc* t =
-                read_plane(level.teacher, chunk.image, k, first, n, scratch.teacher.get());
-            if (w) {
-              add_distances<kind, true>(s, t, w + first, n, sums[k - c]);
-            } else {
-              add_distances<kind, false>(s, t, w, n, sums[k - c]);
-            }
-          }
-        }
-      }
-      flush();
+    for (; weighted && c + kPlanes <= task.last_channel; c += kPlanes) {
+      sum += sum_of_planes<kLanes, kind, true, kPlanes>(chunks_[task.chunk], c, scratch);
+    }
+    for (; c < task.last_channel; ++c) {
+      sum += weighted ? sum_of_planes<kLanes, kind, true, 1>(chunks_[task.chunk], c, scratch)
+                      : sum_of_planes<kLanes, kind, false, 1>(chunks_[task.chunk], c, scratch);
     }
     return sum;
+  }
+
+  template <int kLanes, Distance kind, bool weighted, int planes>
+  double sum_of_planes(const Chunk& chunk, int64_t channel, Scratch& scratch) const {
+    const ImitationLevel<Acc>& level = level_of(chunk);
+    const Acc* weights =
+        weighted ? level.cell_weights + chunk.image * level.student.cells : nullptr;
+    const int64_t strip = kStripNumbers / planes;
+    LaneSum<Acc, kLanes> sums[planes];
+    int64_t terms = 0; // of a plane
+    double sum = 0;
+    const auto flush = [&] {
+      for (int k = 0; k < planes; ++k) {
+        const double weight = channel_weight(level, chunk.image, channel + k);
+        sum += weight == 0 ? 0 : weight * sums[k].total();
+        sums[k] = {};
+      }
+      terms = 0;
+    };
+    for (const Run& run : chunk.runs) {
+      for (int64_t done = 0; done < run.count; done += strip) {
+        const int64_t first = run.first + done, n = std::min(run.count - done, strip);
+        if (terms + n > kSumLength) {
+          flush();
+        }
+        terms += n;
+        add_distances<kind, weighted, planes>(
+            read_planes<planes>(
+                level.student, chunk.image, channel, first, n, scratch.student.get()),
+            read_planes<planes>(
+                level.teacher, chunk.image, channel, first, n, scratch.teacher.get()),
+            weights + (weighted ? first : 0),
+            n,
+            sums);
+      }
+    }
+    flush();
+    return sum;
+  }
+
+  // The same cells of neighbouring planes.
+  template <int planes>
+  static Strips<Acc> read_planes(
+      const AnyMap& map, int64_t image, int64_t channel, int64_t first, int64_t n, Acc* buffer) {
+    if (map.type == scalar_type_of<Acc>()) {
+      return {reinterpret_cast<const Acc*>(map.plane(image, channel, first)), map.cells};
+    }
+    for (int k = 0; k < planes; ++k) {
+      load_numbers(buffer + k * n, map.plane(image, channel + k, first), map.type, n);
+    }
+    return {buffer, n};
   }
 
   template <int kLanes, Distance kind>
@@ -768,90 +787,72 @@ class Imitation {
     }
   }
 
-  // The run `kRunsAhead` after that of a plane, in the next plane of the task after the last one:
-  // too far away for the machine to guess.
-  static void prefetch_ahead(
-      const AnyMap& map, const Chunk& chunk, const Task& task, int64_t channel, size_t run) {
-#if defined(__GNUC__)
-    size_t ahead = run + kRunsAhead;
-    if (ahead >= chunk.runs.size()) {
-      ahead -= chunk.runs.size();
-      ++channel;
-    }
-    if (ahead < chunk.runs.size() && channel < task.last_channel) {
-      const Run& next = chunk.runs[ahead];
-      const char* from = map.plane(chunk.image, channel, next.first);
-      const int64_t bytes = std::min(next.count, kStoredNumbers) * map.element;
-      for (int64_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(from + i);
-      }
-    }
-#endif
-  }
-
   template <int kLanes, Distance kind>
   void planes_backward(const Task& task, Scratch& scratch) const {
     const Chunk& chunk = chunks_[task.chunk];
+    const GradientMap& gradient = level_of(chunk).gradient;
+    const int64_t planes = planes_of(level_of(chunk));
+    for (int64_t c = task.first_channel; c < task.last_channel; c += planes) {
+      const int64_t last_channel = std::min(c + planes, task.last_channel);
+      int64_t filled = chunk.first;
+      const auto fill_until = [&](int64_t cell) {
+        for (int64_t k = c; k < last_channel && filled < cell; ++k) {
+          gradient.fill(
+              gradient.map.plane(chunk.image, k, filled), (cell - filled) * gradient.map.element);
+        }
+        filled = cell;
+      };
+      for (const Run& run : chunk.runs) {
+        fill_until(run.first);
+        for (int64_t k = c; k < last_channel; ++k) {
+          run_backward<kind>(chunk, run, k, scratch);
+        }
+        filled = run.first + run.count;
+      }
+      fill_until(chunk.last);
+    }
+  }
+
+  // The gradient of a run of one plane.
+  template <Distance kind>
+  void run_backward(const Chunk& chunk, const Run& run, int64_t c, Scratch& scratch) const {
     const ImitationLevel<Acc>& level = level_of(chunk);
+    const GradientMap& gradient = level.gradient;
     const int64_t channels = level.teacher.channels;
     const int64_t image = chunk.image * level.student.cells;
     const Acc* w = level.cell_weights ? level.cell_weights + image : nullptr;
-    const GradientMap& gradient = level.gradient;
+    const Acc weight = channel_weight(level, chunk.image, c);
+    const Acc scale = static_cast<Acc>(level.scale) * weight;
+    if (weight == 0) {
+      return gradient.fill(
+          gradient.map.plane(chunk.image, c, run.first), run.count * gradient.map.element);
+    }
     Acc* const out = scratch.adapted.get();
-    for (int64_t c = task.first_channel; c < task.last_channel; ++c) {
-      const Acc weight = channel_weight(level, chunk.image, c);
-      const Acc scale = static_cast<Acc>(level.scale) * weight;
-      int64_t filled = chunk.first;
-      const auto fill_until = [&](int64_t cell) {
-        if (filled < cell) {
-          gradient.fill(
-              gradient.map.plane(chunk.image, c, filled), (cell - filled) * gradient.map.element);
-        }
-      };
-      for (size_t i = 0; weight != 0 && i < chunk.runs.size(); ++i) {
-        const Run& run = chunk.runs[i];
-        prefetch_ahead(level.student, chunk, task, c, i);
-        prefetch_ahead(level.teacher, chunk, task, c, i);
-        fill_until(run.first);
-        filled = run.first + run.count;
-        for (int64_t first = run.first, count; first < filled; first += count) {
-          count = std::min(filled - first, kStoredNumbers);
-          const Acc* s =
-              read_plane(level.student, chunk.image, c, first, count, scratch.student.get());
-          const Acc* t =
-              read_plane(level.teacher, chunk.image, c, first, count, scratch.teacher.get());
-          if constexpr (kind == Distance::kPkd) {
-            const Acc* of_channel = level.coefficients + c;
-            affine_gradient(
-                s,
-                t,
-                of_channel[0],
-                of_channel[channels],
-                scale * of_channel[2 * channels],
-                scale * of_channel[3 * channels],
-                count,
-                out);
-          } else if constexpr (kind == Distance::kCosine) {
-            const Acc* factors = level.coefficients + image + first;
-            linear_gradient(
-                s,
-                t,
-                factors,
-                factors + level.student.images * level.student.cells,
-                scale,
-                count,
-                out);
-          } else {
-            if (w) {
-              distance_gradient<kind, true>(s, t, w + first, scale, count, out);
-            } else {
-              distance_gradient<kind, false>(s, t, w, scale, count, out);
-            }
-          }
-          gradient.store(gradient.map.plane(chunk.image, c, first), out, count);
-        }
+    for (int64_t done = 0; done < run.count; done += kStoredNumbers) {
+      const int64_t first = run.first + done, count = std::min(run.count - done, kStoredNumbers);
+      const Acc* s = read_plane(level.student, chunk.image, c, first, count, scratch.student.get());
+      const Acc* t = read_plane(level.teacher, chunk.image, c, first, count, scratch.teacher.get());
+      if constexpr (kind == Distance::kPkd) {
+        const Acc* of_channel = level.coefficients + c;
+        affine_gradient(
+            s,
+            t,
+            of_channel[0],
+            of_channel[channels],
+            scale * of_channel[2 * channels],
+            scale * of_channel[3 * channels],
+            count,
+            out);
+      } else if constexpr (kind == Distance::kCosine) {
+        const Acc* factors = level.coefficients + image + first;
+        linear_gradient(
+            s, t, factors, factors + level.student.images * level.student.cells, scale, count, out);
+      } else if (w) {
+        distance_gradient<kind, true>(s, t, w + first, scale, count, out);
+      } else {
+        distance_gradient<kind, false>(s, t, w, scale, count, out);
       }
-      fill_until(chunk.last);
+      gradient.store(gradient.map.plane(chunk.image, c, first), out, count);
     }
   }
 

@@ -47,16 +47,23 @@ struct LaneSum {
   }
 };
 
-// Adds sum_i weights_i distance(s_i, t_i) to two vectors of sums; terms of weight 0 are 0 even
+// Some strips of as many numbers, `stride` apart.
+template <typename Acc>
+struct Strips {
+  const Acc* first;
+  int64_t stride;
+};
+
+// Adds sum_i weights_i distance(s_i, t_i) to the sum of each strip; terms of weight 0 are 0 even
 // where the distance is NaN.
-template <Distance kind, bool weighted, int kLanes, typename Acc>
+template <Distance kind, bool weighted, int strips, int kLanes, typename Acc>
 inline void add_distances(
-    const Acc* s, const Acc* t, const Acc* weights, int64_t n, LaneSum<Acc, kLanes> (&sums)[2]) {
-  const auto term = [&](int64_t i, auto& sum) {
+    Strips<Acc> s, Strips<Acc> t, const Acc* weights, int64_t n, LaneSum<Acc, kLanes>* sums) {
+  const auto term = [&](int strip, int64_t i, auto& sum) {
     using V = std::remove_reference_t<decltype(sum)>;
     V a, b, distance;
-    load(s + i, a);
-    load(t + i, b);
+    load(s.first + strip * s.stride + i, a);
+    load(t.first + strip * t.stride + i, b);
     const V difference = a - b;
     element_distance<kind>(difference, distance);
     if constexpr (weighted) {
@@ -68,30 +75,43 @@ inline void add_distances(
       sum += distance;
     }
   };
+  Lanes<Acc, kLanes> lanes[strips]; // stay in registers
+  for (int strip = 0; strip < strips; ++strip) {
+    lanes[strip] = sums[strip].lanes;
+  }
   int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    term(i, sums[0].lanes);
-    term(i + kLanes, sums[1].lanes);
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 8
+    for (int strip = 0; strip < strips; ++strip) {
+      term(strip, i, lanes[strip]);
+    }
   }
-  if (i + kLanes <= n) {
-    term(i, sums[0].lanes);
-    i += kLanes;
+  for (int strip = 0; strip < strips; ++strip) {
+    sums[strip].lanes = lanes[strip];
   }
-  Acc rest = 0;
-  for (; i < n; ++i) {
-    term(i, rest);
+  if (i < n) {
+    for (int strip = 0; strip < strips; ++strip) {
+      Acc rest = 0;
+      for (int64_t j = i; j < n; ++j) {
+        term(strip, j, rest);
+      }
+      sums[strip].lanes[0] += rest;
+    }
   }
-  sums[1].lanes[0] += rest;
 }
 
 template <Distance kind, bool weighted, int kLanes, typename Acc>
 inline double sum_distances(const Acc* s, const Acc* t, const Acc* weights, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; i += kSumLength) {
-    LaneSum<Acc, kLanes> sums[2];
-    add_distances<kind, weighted>(
-        s + i, t + i, weights + (weighted ? i : 0), std::min(kSumLength, n - i), sums);
-    sum += sums[0].total() + sums[1].total();
+    LaneSum<Acc, kLanes> part;
+    add_distances<kind, weighted, 1>(
+        Strips<Acc>{s + i, 0},
+        Strips<Acc>{t + i, 0},
+        weights + (weighted ? i : 0),
+        std::min(kSumLength, n - i),
+        &part);
+    sum += part.total();
   }
   return sum;
 }
