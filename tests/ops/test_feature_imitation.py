@@ -679,6 +679,25 @@ def test_the_number_of_threads_changes_no_bit(distance, layout, adapted):
     )
 
 
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_gradients_larger_than_the_caches_of_any_alignment(layout):
+    # Beyond 4 MB a gradient is stored past the caches by whole lines; an odd width and 67 channels
+    # leave parts of lines and a rest of the planes that are taken at once.
+    generator = torch.Generator().manual_seed(8)
+    student, teacher = (
+        torch.randn(1, 67, 129, 131, generator=generator).to(memory_format=LAYOUTS[layout])
+        for _ in range(2)
+    )
+    student.requires_grad_()
+    boxes = torch.tensor([[3.0, 10, 15, 61], [40, 20, 43, 90], [100, 64, 131, 129]])
+    options = dict(boxes=[boxes], strides=[1.0], assign="all")
+    gradients = []
+    for implementation in (ops.feature_imitation_loss, reference.feature_imitation_loss):
+        loss = implementation([student], [teacher], **options)
+        gradients.append(torch.autograd.grad(loss, student)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("mask, adapted", [("whole", False), ("weighted", True)])
 def test_one_operator_forward_and_one_backward(mask, adapted):
     student, teacher = random_pyramids(channels=(4 if adapted else 6, 6), dtype=torch.float32)
