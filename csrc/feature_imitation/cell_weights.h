@@ -10,13 +10,6 @@
 
 namespace hkd {
 
-struct CellWeightRule {
-  Rasterize rasterize;
-  bool per_area; // a box weighs 1 / its cells
-  float foreground, background;
-  double anchor_offset, anchor_threshold; // kFgfi
-};
-
 // One level of an image as boxes are painted on it.
 struct Canvas {
   float* weights; // (height, width)

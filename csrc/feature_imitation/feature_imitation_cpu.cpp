@@ -11,73 +11,13 @@
 
 #include "feature_imitation/cell_weights.h"
 #include "feature_imitation/imitation.h"
+#include "feature_imitation/imitation_arguments.h"
 
 namespace hkd {
 namespace {
 
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-
 // Gradients of this size are not kept by the caches until they are read, so they go past them.
 constexpr int64_t kStreamedBytes = 4 << 20;
-
-void check(bool holds, const char* message) {
-  STD_TORCH_CHECK(holds, "feature_imitation_loss: ", message);
-}
-
-void check_list(const Tensors& list, size_t size, const char* message) {
-  check(list.empty() || list.size() == size, message);
-  for (const Tensor& tensor : list) {
-    check(tensor.is_cpu(), "every tensor must be on the CPU.");
-  }
-}
-
-void check_maps(
-    const Tensors& student,
-    const Tensors& teacher,
-    const Tensors& adapter_weights,
-    const Tensors& adapter_biases,
-    const Tensors& channel_weights,
-    const std::vector<int64_t>& weight_of_level,
-    const std::vector<int64_t>& bias_of_level) {
-  const size_t levels = student.size();
-  check(levels > 0 && teacher.size() == levels, "give as many levels of student and teacher.");
-  check_list(student, levels, "");
-  check_list(teacher, levels, "");
-  check_list(adapter_weights, adapter_weights.size(), "");
-  check_list(adapter_biases, adapter_biases.size(), "");
-  check_list(channel_weights, levels, "give channel_weights for every level.");
-  check(
-      weight_of_level.size() == levels && bias_of_level.size() == levels,
-      "give a place or -1 of the adapter for every level.");
-  for (size_t l = 0; l < levels; ++l) {
-    const Tensor &s = student[l], &t = teacher[l];
-    check(s.dim() == 4 && t.dim() == 4, "maps must have shape (N, C, H, W).");
-    check(
-        s.size(0) == t.size(0) && s.size(0) == student[0].size(0) && s.size(2) == t.size(2) &&
-            s.size(3) == t.size(3),
-        "maps of a level must have the same images, height and width.");
-    const int64_t weight = weight_of_level[l], bias = bias_of_level[l];
-    check(
-        weight < static_cast<int64_t>(adapter_weights.size()) &&
-            bias < static_cast<int64_t>(adapter_biases.size()),
-        "there is no such adapter.");
-    check(
-        weight < 0
-            ? s.size(1) == t.size(1) && bias < 0
-            : adapter_weights[weight].dim() == 2 && adapter_weights[weight].size(0) == t.size(1) &&
-                  adapter_weights[weight].size(1) == s.size(1),
-        "the adapter's weight must be (C_t, C_s); without one the channels must be equal.");
-    check(
-        bias < 0 || (adapter_biases[bias].dim() == 1 && adapter_biases[bias].size(0) == t.size(1)),
-        "the adapter's bias must be (C_t,).");
-    check(
-        channel_weights.empty() ||
-            (channel_weights[l].dim() == 2 && channel_weights[l].size(0) == t.size(0) &&
-             channel_weights[l].size(1) == t.size(1)),
-        "channel_weights must be (N, C_t).");
-  }
-}
 
 template <typename Acc>
 std::vector<Acc> numbers(const Tensor& tensor) {
@@ -210,47 +150,27 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cpu(
       weight_of_level,
       bias_of_level);
   const int64_t levels = student.size(), images = student[0].size(0);
-  check_list(boxes, images, "give boxes for every image.");
-  check_list(ignore_boxes, images, "give ignore_boxes for every image.");
-  check_list(anchors, levels, "give anchors for every level.");
-  check_list(spatial_weights, levels, "give spatial_weights for every level.");
-  for (const Tensors* list : {&boxes, &ignore_boxes}) {
-    check(list->empty() || static_cast<int64_t>(strides.size()) == levels, "strides are missing.");
-    for (const Tensor& b : *list) {
-      check(b.dim() == 2 && b.size(1) == 4, "boxes must have shape (R, 4).");
-    }
-  }
-  const Rasterize rasterize = static_cast<Rasterize>(rasterize_code);
-  check(rasterize_code >= 0 && rasterize_code <= 3, "there is no such rule to rasterize.");
-  check(rasterize != Rasterize::kFgfi || boxes.empty() || !anchors.empty(), "anchors are missing.");
-  for (int64_t l = 0; l < levels; ++l) {
-    check(
-        anchors.empty() || (anchors[l].dim() == 2 && anchors[l].size(1) == 2),
-        "anchors must have shape (A, 2).");
-    check(
-        spatial_weights.empty() ||
-            (spatial_weights[l].dim() == 3 && spatial_weights[l].size(0) == images &&
-             spatial_weights[l].size(1) == student[l].size(2) &&
-             spatial_weights[l].size(2) == student[l].size(3)),
-        "spatial_weights must have shape (N, H, W).");
-  }
-  check(
-      !level_weights || (level_weights->is_cpu() && level_weights->numel() == levels),
-      "level_weights must have shape (L,).");
-  check(distance_code >= 0 && distance_code <= 4, "there is no such distance.");
+  check_options(
+      student,
+      boxes,
+      ignore_boxes,
+      anchors,
+      spatial_weights,
+      level_weights,
+      strides,
+      distance_code,
+      rasterize_code);
   const Distance distance = static_cast<Distance>(distance_code);
 
   Mask mask = {boxes, ignore_boxes, anchors, strides, {}, {}, assign_all, assign_ignore_all};
   mask.rule = {
-      rasterize,
+      static_cast<Rasterize>(rasterize_code),
       area_weights,
       static_cast<float>(foreground_weight),
       static_cast<float>(background_weight),
       anchor_offset,
       anchor_threshold};
-  for (const double stride : strides) {
-    mask.log2_strides.push_back(static_cast<float>(std::log2(stride)));
-  }
+  mask.log2_strides = log2_of(strides);
 
   const ScalarType type = accumulate_type(student[0].scalar_type());
   Tensor loss = torch::stable::new_empty(student[0], {}, type);
@@ -380,35 +300,7 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cpu(
   const size_t levels = student.size();
   const ScalarType type = accumulate_type(student[0].scalar_type());
   const Distance distance = static_cast<Distance>(distance_code);
-  check(distance_code >= 0 && distance_code <= 4, "there is no such distance.");
-  check(
-      grad.is_cpu() && grad.numel() == 1 && grad.scalar_type() == type,
-      "grad must be one number on the CPU in the dtype of the loss.");
-  check(
-      saved.size() == levels + 1 && saved[levels].is_contiguous() &&
-          saved[levels].scalar_type() == ScalarType::Double &&
-          saved[levels].numel() == static_cast<int64_t>(levels),
-      "saved is not what forward returned.");
-  check_list(incoming, levels, "give an incoming gradient for every level.");
-  for (size_t l = 0; l < levels; ++l) {
-    const int64_t cells = student[l].size(0) * student[l].size(2) * student[l].size(3);
-    const int64_t numbers = distance == Distance::kCosine ? 2 * cells
-                            : distance == Distance::kPkd  ? 4 * teacher[l].size(1)
-                            : saved[l].numel() == 0       ? 0
-                                                          : cells;
-    check(
-        saved[l].is_cpu() && saved[l].is_contiguous() && saved[l].scalar_type() == type &&
-            saved[l].numel() == numbers,
-        "saved is not what forward returned.");
-    check(
-        incoming.empty() || incoming[l].numel() == 0 ||
-            (incoming[l].scalar_type() == student[l].scalar_type() && incoming[l].dim() == 4 &&
-             incoming[l].size(0) == student[l].size(0) &&
-             incoming[l].size(1) == student[l].size(1) &&
-             incoming[l].size(2) == student[l].size(2) &&
-             incoming[l].size(3) == student[l].size(3)),
-        "an incoming gradient must have the shape and dtype of the student's map.");
-  }
+  check_backward(grad, student, teacher, saved, incoming, distance_code);
 
   Tensors gradients, weight_gradients, bias_gradients;
   const auto run = [&](auto acc) {

@@ -14,6 +14,14 @@ namespace hkd {
 // How a box covers cells; the codes are the places in RASTERIZE_RULES of hkd_d2/ops/_checks.py.
 enum class Rasterize : int { kCells, kDefeat, kFgd, kFgfi };
 
+// What a cell weighs: `foreground` under a box, 0 under regions to ignore alone, else `background`.
+struct CellWeightRule {
+  Rasterize rasterize;
+  bool per_area; // a box weighs 1 / its cells
+  float foreground, background;
+  double anchor_offset, anchor_threshold; // kFgfi
+};
+
 template <typename T>
 struct Box {
   T x1, y1, x2, y2;

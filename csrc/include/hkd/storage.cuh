@@ -78,27 +78,51 @@ __device__ __forceinline__ void store(const Numbers& numbers, int64_t index, Acc
   });
 }
 
-// The elements [index, index + count), count <= kCount; a whole pack at once where `aligned` says
-// that packs start at multiples of their size. What is beyond is 0.
+// The first `count` elements at `data`, of which at most kCount are taken; a whole pack at once
+// where `aligned` says that packs start at multiples of their size. What is beyond is 0.
+template <typename Acc, int kCount, typename T>
+__device__ __forceinline__ void load(
+    const T* data, int64_t count, bool aligned, Acc (&values)[kCount]) {
+  Pack<T, kCount> pack;
+  if (aligned && count >= kCount) {
+    pack = load_pack<T, kCount>(data);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      pack.values[k] = k < count ? data[k] : static_cast<T>(0.0f);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    values[k] = static_cast<Acc>(pack.values[k]);
+  }
+}
+
+template <typename Acc, int kCount, typename T>
+__device__ __forceinline__ void store(
+    T* data, int64_t count, bool aligned, const Acc (&values)[kCount]) {
+  Pack<T, kCount> pack;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    pack.values[k] = static_cast<T>(values[k]);
+  }
+  if (aligned && count >= kCount) {
+    store_pack<T, kCount>(data, pack);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (k < count) {
+        data[k] = pack.values[k];
+      }
+    }
+  }
+}
+
+// The same of the elements from `index` on.
 template <typename Acc, int kCount>
 __device__ __forceinline__ void load(
     const Numbers& numbers, int64_t index, int64_t count, bool aligned, Acc (&values)[kCount]) {
-  as_stored(numbers, [&](const auto* data) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    Pack<T, kCount> pack;
-    if (aligned && count >= kCount) {
-      pack = load_pack<T, kCount>(data + index);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        pack.values[k] = k < count ? data[index + k] : static_cast<T>(0.0f);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      values[k] = static_cast<Acc>(pack.values[k]);
-    }
-  });
+  as_stored(numbers, [&](const auto* data) { load(data + index, count, aligned, values); });
 }
 
 template <typename Acc, int kCount>
@@ -108,24 +132,7 @@ __device__ __forceinline__ void store(
     int64_t count,
     bool aligned,
     const Acc (&values)[kCount]) {
-  as_stored(numbers, [&](auto* data) {
-    using T = std::remove_pointer_t<decltype(data)>;
-    Pack<T, kCount> pack;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      pack.values[k] = static_cast<T>(values[k]);
-    }
-    if (aligned && count >= kCount) {
-      store_pack<T, kCount>(data + index, pack);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        if (k < count) {
-          data[index + k] = pack.values[k];
-        }
-      }
-    }
-  });
+  as_stored(numbers, [&](auto* data) { store(data + index, count, aligned, values); });
 }
 
 } // namespace hkd
