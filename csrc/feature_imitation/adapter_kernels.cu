@@ -512,7 +512,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
       continue;
     }
     any = true;
-    __syncthreads();
     load_rows(level, first, count, rows);
     __syncthreads();
     const int64_t here = count - first < kTile ? count - first : kTile;

@@ -198,7 +198,7 @@ __device__ __forceinline__ void visit_boxes(
   }
 }
 
-__global__ void __launch_bounds__(kThreads) cell_weights_kernel(
+__global__ void __launch_bounds__(kThreads, 2) cell_weights_kernel(
     const __grid_constant__ PaintedLevels table,
     const __grid_constant__ PaintedImages images,
     const __grid_constant__ BlocksOfLevels blocks) {

@@ -13,6 +13,10 @@ namespace {
 constexpr int kStripCells = 128;  // of a block that goes over all channels
 constexpr int kMomentPasses = 16; // of a block that goes over some channels
 
+__device__ __forceinline__ int limited(int64_t count) {
+  return count < kSide ? static_cast<int>(count) : kSide;
+}
+
 // Where the squares of a thread begin in a strip, and how far apart they are. Warps share the
 // strip's cells, and what is left of them its channels.
 struct Squares {
@@ -44,6 +48,33 @@ struct Strip {
   }
 };
 
+// The four packs of a square as a map has them in memory: the channels of a cell, or the cells of a
+// channel.
+struct Packs {
+  int64_t first, step; // places
+
+  __device__ __forceinline__
+  Packs(const StoredMap& map, int64_t cells, int64_t image, int64_t cell, int64_t channel)
+      : first(
+            map.channels_last ? (image * cells + cell) * map.channels + channel
+                              : (image * map.channels + channel) * cells + cell),
+        step(map.channels_last ? map.channels : cells) {
+  }
+};
+
+template <typename Acc>
+__device__ __forceinline__ void transpose_unless(bool condition, Acc (&square)[kSide][kSide]) {
+#pragma unroll
+  for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+    for (int k = 0; k < i; ++k) {
+      const Acc below = square[i][k], above = square[k][i];
+      square[i][k] = condition ? below : above;
+      square[k][i] = condition ? above : below;
+    }
+  }
+}
+
 // square[cell][channel]. Of cells that are not `wanted` anything may come; what is beyond the
 // channels is 0.
 template <typename Acc>
@@ -55,31 +86,20 @@ __device__ __forceinline__ void load_square(
     int64_t channel,
     unsigned wanted,
     Acc (&square)[kSide][kSide]) {
+  const Packs packs(map, cells, image, cell, channel);
+  const int channels = limited(map.channels - channel);
+  const unsigned which = map.channels_last ? wanted : (1u << channels) - 1;
+  const int count = map.channels_last ? channels : limited(cells - cell);
   as_stored(map.numbers, [&](const auto* data) {
-    if (map.channels_last) {
-      const auto* at = data + (image * cells + cell) * map.channels + channel;
 #pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-        const int64_t count = wanted >> i & 1 ? map.channels - channel : 0;
-        load(at + i * int64_t(map.channels), count, map.aligned, square[i]);
-      }
-    } else {
-      const auto* at = data + (image * map.channels + channel) * cells + cell;
-#pragma unroll
-      for (int k = 0; k < kSide; ++k) {
-        const int64_t count = channel + k < map.channels ? cells - cell : 0;
-        Acc column[kSide];
-        load(at + k * cells, count, map.aligned, column);
-#pragma unroll
-        for (int i = 0; i < kSide; ++i) {
-          square[i][k] = column[i];
-        }
-      }
+    for (int i = 0; i < kSide; ++i) {
+      load(data + packs.first + i * packs.step, which >> i & 1 ? count : 0, map.aligned, square[i]);
     }
   });
+  transpose_unless(map.channels_last, square);
 }
 
-// Stores what lies on the map.
+// Stores what lies on the map. The square is lost.
 template <typename Acc>
 __device__ __forceinline__ void store_square(
     const StoredMap& map,
@@ -87,27 +107,16 @@ __device__ __forceinline__ void store_square(
     int64_t image,
     int64_t cell,
     int64_t channel,
-    const Acc (&square)[kSide][kSide]) {
+    Acc (&square)[kSide][kSide]) {
+  const Packs packs(map, cells, image, cell, channel);
+  const int channels = limited(map.channels - channel), neighbours = limited(cells - cell);
+  const int which = map.channels_last ? neighbours : channels;
+  const int count = map.channels_last ? channels : neighbours;
+  transpose_unless(map.channels_last, square);
   as_stored(map.numbers, [&](auto* data) {
-    if (map.channels_last) {
-      auto* at = data + (image * cells + cell) * map.channels + channel;
 #pragma unroll
-      for (int i = 0; i < kSide; ++i) {
-        const int64_t count = cell + i < cells ? map.channels - channel : 0;
-        store(at + i * int64_t(map.channels), count, map.aligned, square[i]);
-      }
-    } else {
-      auto* at = data + (image * map.channels + channel) * cells + cell;
-#pragma unroll
-      for (int k = 0; k < kSide; ++k) {
-        Acc column[kSide];
-#pragma unroll
-        for (int i = 0; i < kSide; ++i) {
-          column[i] = square[i][k];
-        }
-        const int64_t count = channel + k < map.channels ? cells - cell : 0;
-        store(at + k * cells, count, map.aligned, column);
-      }
+    for (int i = 0; i < kSide; ++i) {
+      store(data + packs.first + i * packs.step, i < which ? count : 0, map.aligned, square[i]);
     }
   });
 }
@@ -320,48 +329,58 @@ __global__ void __launch_bounds__(kThreads) correlation_kernel(
   }
 }
 
-// One block.
+// One block: its warps add up each level, and then a lane has a level.
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads) finish_imitation_kernel(
     const __grid_constant__ ImitationLevels table, const LossOfLevels result, Distance distance) {
-  double painted[kMaxLevels] = {};
-#pragma unroll
-  for (int l = 0; l < kMaxLevels; ++l) {
-    for (int64_t i = threadIdx.x; l < table.count && i < table.levels[l].painted_count;
-         i += kThreads) {
-      painted[l] += table.levels[l].painted[i];
+  __shared__ double painted[kMaxLevels][kWarps], losses[kMaxLevels][kWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int l = 0; l < table.count; ++l) {
+    const ImitationLevel& level = table.levels[l];
+    double of_weights = 0, of_losses = 0;
+    for (int64_t i = threadIdx.x; i < level.painted_count; i += kThreads) {
+      of_weights += level.painted[i];
+    }
+    for (int64_t i = threadIdx.x; i < level.sum_count; i += kThreads) {
+      of_losses += static_cast<const Acc*>(level.sums)[i];
+    }
+    of_weights = lane_sum(of_weights);
+    of_losses = lane_sum(of_losses);
+    if (lane == 0) {
+      painted[l][warp] = of_weights;
+      losses[l][warp] = of_losses;
     }
   }
-  block_sums<kThreads>(painted);
-  double loss[1] = {};
-#pragma unroll
-  for (int l = 0; l < kMaxLevels; ++l) {
-    if (l >= table.count) {
-      continue;
-    }
-    const ImitationLevel& level = table.levels[l];
+  __syncthreads();
+  if (warp > 0) {
+    return;
+  }
+  double loss = 0;
+  if (lane < table.count) {
+    const ImitationLevel& level = table.levels[lane];
     const double cells = static_cast<double>(level.images * level.cells);
-    double terms = distance == Distance::kPkd ? (cells > 0 ? 1.0 : 0.0)
-                   : level.painted_count > 0  ? painted[l]
-                                              : cells;
     const double channels = static_cast<double>(level.teacher.channels);
-    terms *= distance == Distance::kCosine ? (channels > 0 ? 1.0 : 0.0) : channels;
+    double weights = 0, sum = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      weights += painted[lane][w];
+      sum += losses[lane][w];
+    }
+    double terms = level.painted_count > 0 ? weights : cells;
+    if (distance == Distance::kPkd) {
+      terms = cells > 0 ? 1 : 0;
+    }
+    terms *= distance == Distance::kCosine ? (channels > 0 ? 1 : 0) : channels;
     const double factor =
-        result.level_weights.data != nullptr ? load<double>(result.level_weights, l) : 1.0;
+        result.level_weights.data != nullptr ? load<double>(result.level_weights, lane) : 1.0;
     // Nothing that counts: 0.
     const double scale = terms > 0 ? factor / (table.count * terms) : 0.0;
-    if (threadIdx.x == 0) {
-      result.scales[l] = scale;
-    }
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < level.sum_count; i += kThreads) {
-      sum += static_cast<const Acc*>(level.sums)[i];
-    }
-    loss[0] += scale * sum;
+    result.scales[lane] = scale;
+    loss = scale * sum;
   }
-  block_sums<kThreads>(loss);
-  if (threadIdx.x == 0) {
-    *static_cast<Acc*>(result.loss) = static_cast<Acc>(loss[0]);
+  loss = lane_sum(loss);
+  if (lane == 0) {
+    *static_cast<Acc*>(result.loss) = static_cast<Acc>(loss);
   }
 }
 

@@ -10,9 +10,59 @@ import cuda_sources
 import pytest
 
 # Test files whose operators have CUDA kernels.
-FILES = ["tests/ops/test_logit_distillation.py"]
+FILES = ["tests/ops/test_feature_imitation.py", "tests/ops/test_logit_distillation.py"]
 # (file, text that occurs in it once, mutation): what a slip of the pen would be.
 MUTATIONS = [
+    (
+        "feature_imitation/cell_weights_kernels.cu",
+        "column >= box.left && column < box.right;",
+        "column >= box.left && column <= box.right;",
+    ),
+    (
+        "feature_imitation/cell_weights_kernels.cu",
+        "return cell < level.cells &&",
+        "return cell <= level.cells &&",
+    ),
+    (
+        "feature_imitation/feature_imitation_kernels.cu",
+        "const int count = map.channels_last ? channels : limited(cells - cell);",
+        "const int count = map.channels_last ? channels : kSide;",
+    ),
+    (
+        "feature_imitation/feature_imitation_kernels.cu",
+        "i < which ? count : 0",
+        "i <= which ? count : 0",
+    ),
+    (
+        "feature_imitation/feature_imitation_kernels.cu",
+        "bits >= lanes; bits /= 2",
+        "bits > lanes; bits /= 2",
+    ),
+    (
+        "feature_imitation/feature_imitation_kernels.cu",
+        "i < level.sum_count; i +=",
+        "i <= level.sum_count; i +=",
+    ),
+    (
+        "feature_imitation/adapter_kernels.cu",
+        "if (row < count) {",
+        "if (row <= count) {",
+    ),
+    (
+        "feature_imitation/adapter_kernels.cu",
+        "if (first_line + line >= lines) {",
+        "if (first_line + line > lines) {",
+    ),
+    (
+        "feature_imitation/adapter_kernels.cu",
+        "if (row < c_t && column < c_s) {",
+        "if (row < c_t && column <= c_s) {",
+    ),
+    (
+        "feature_imitation/imitation_kernels.cuh",
+        "if (i < cells) {",
+        "if (i <= cells) {",
+    ),
     (
         "logit_distillation/adaptive_distillation_kernels.cu",
         "const int64_t count = stretch.end - i;",
