@@ -65,12 +65,14 @@ struct Square {
   }
 };
 
-// A matrix that products read: its lines are the rows of the product, or its columns.
+// A matrix that products read: its lines are the rows of the product, or its columns. T is the type
+// of its numbers, void where that is known at run time.
+template <typename T>
 struct Operand {
   Numbers numbers;
   const int64_t* places; // shared memory: where a line begins, or with `of_steps` a step; or null
   bool of_steps;
-  int64_t first_line, lines; // `lines` are all of the matrix
+  int32_t first_line, lines; // `lines` are all of the matrix
   int64_t line_step, depth_step;
 
   // Whether neighbours in memory lie along the depth.
@@ -78,7 +80,7 @@ struct Operand {
     return of_steps ? line_step != 1 : depth_step == 1;
   }
 
-  __device__ __forceinline__ int64_t index(int line, int64_t step) const {
+  __device__ __forceinline__ int64_t index(int line, int32_t step) const {
     if (places != nullptr && !of_steps) {
       return places[line] < 0 ? -1 : places[line] + step * depth_step;
     }
@@ -104,13 +106,18 @@ struct Operand {
   }
 
   template <typename Acc>
-  __device__ __forceinline__ void fetch(int64_t at, int64_t depth, Acc (&fetched)[kFetched]) const {
-    as_stored(numbers, [&](const auto* data) {
+  __device__ __forceinline__ void fetch(int32_t at, int32_t depth, Acc (&fetched)[kFetched]) const {
+    const auto fetch_from = [&](const auto* data) {
       for_each_fetched([&](int j, int line, int step) {
         const int64_t place = at + step < depth ? index(line, at + step) : -1;
         fetched[j] = place < 0 ? Acc(0) : static_cast<Acc>(data[place]);
       });
-    });
+    };
+    if constexpr (std::is_void_v<T>) {
+      as_stored(numbers, fetch_from);
+    } else {
+      fetch_from(static_cast<const T*>(numbers.data));
+    }
   }
 };
 
@@ -121,25 +128,25 @@ struct Tiles {
 
 // Adds to the thread's square of sums[row][column] the products over `depth` steps. What is
 // fetched for the next steps is on its way while these are multiplied.
-template <typename Acc>
+template <typename Acc, typename R, typename C>
 __device__ __forceinline__ void multiply(
-    const Operand& rows,
-    const Operand& columns,
-    int64_t depth,
+    const Operand<R>& rows,
+    const Operand<C>& columns,
+    int32_t depth,
     const Square& square,
     Tiles<Acc>& tiles,
     Acc (&sums)[kSide][kSide]) {
   Acc of_rows[kFetched], of_columns[kFetched];
   rows.fetch(0, depth, of_rows);
   columns.fetch(0, depth, of_columns);
-  for (int64_t at = 0; at < depth; at += kDepth) {
+  for (int32_t at = 0; at < depth; at += kDepth) {
     rows.for_each_fetched([&](int j, int line, int step) { tiles.rows[step][line] = of_rows[j]; });
     columns.for_each_fetched(
         [&](int j, int line, int step) { tiles.columns[step][line] = of_columns[j]; });
     __syncthreads();
     rows.fetch(at + kDepth, depth, of_rows);
     columns.fetch(at + kDepth, depth, of_columns);
-#pragma unroll
+#pragma unroll 4
     for (int step = 0; step < kDepth; ++step) {
       const Pack<Acc, kSide> a = load_pack<Acc, kSide>(&tiles.rows[step][square.row]);
       const Pack<Acc, kSide> b = load_pack<Acc, kSide>(&tiles.columns[step][square.column]);
@@ -160,11 +167,11 @@ template <typename Acc>
 __device__ __forceinline__ void adapt(
     const ImitationLevel& level,
     const Rows& rows,
-    int64_t first_channel,
+    int32_t first_channel,
     const Square& square,
     Tiles<Acc>& tiles,
     Acc (&adapted)[kSide][kSide]) {
-  const int64_t c_s = level.student.channels, c_t = level.teacher.channels;
+  const int32_t c_s = level.student.channels, c_t = level.teacher.channels;
 #pragma unroll
   for (int i = 0; i < kSide; ++i) {
 #pragma unroll
@@ -172,7 +179,7 @@ __device__ __forceinline__ void adapt(
       adapted[i][k] = 0;
     }
   }
-  const Operand student = {
+  const Operand<void> student = {
       level.student.numbers,
       rows.student,
       false,
@@ -180,10 +187,10 @@ __device__ __forceinline__ void adapt(
       kTile,
       0,
       channel_step(level.student, level.cells)};
-  const Operand weight = {level.weight, nullptr, false, first_channel, c_t, c_s, 1};
+  const Operand<void> weight = {level.weight, nullptr, false, first_channel, c_t, c_s, 1};
   multiply(student, weight, c_s, square, tiles, adapted);
   if (level.bias.data != nullptr) {
-    const int64_t channel = first_channel + square.column;
+    const int32_t channel = first_channel + square.column;
     Acc bias[kSide];
     load(level.bias, channel, c_t - channel, false, bias);
 #pragma unroll
@@ -202,13 +209,13 @@ __device__ __forceinline__ void gather(
     const StoredMap& map,
     int64_t cells,
     const int64_t* places,
-    int64_t channel,
+    int32_t channel,
     Acc (&values)[kSide][kSide]) {
   const int64_t step = channel_step(map, cells);
   as_stored(map.numbers, [&](const auto* data) {
 #pragma unroll
     for (int i = 0; i < kSide; ++i) {
-      const int64_t left = places[i] < 0 ? 0 : map.channels - channel;
+      const int32_t left = places[i] < 0 ? 0 : map.channels - channel;
       if (map.channels_last) {
         load(data + places[i] + channel, left, map.aligned, values[i]);
       } else {
@@ -227,14 +234,14 @@ __device__ __forceinline__ void scatter(
     const StoredMap& map,
     int64_t cells,
     const int64_t* places,
-    int64_t channel,
+    int32_t channel,
     const Acc (&values)[kSide][kSide]) {
   const int64_t step = channel_step(map, cells);
   as_stored(map.numbers, [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
 #pragma unroll
     for (int i = 0; i < kSide; ++i) {
-      const int64_t left = places[i] < 0 ? 0 : map.channels - channel;
+      const int32_t left = places[i] < 0 ? 0 : map.channels - channel;
       if (map.channels_last) {
         store(data + places[i] + channel, left, map.aligned, values[i]);
       } else {
@@ -289,10 +296,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adapted_distance
     weights[i] = cell_number<Acc>(level.cell_weights, 0, rows.cell[square.row + i]);
   }
   Acc loss = 0, products[3][kSide] = {};
-  for (int64_t first = 0; first < level.teacher.channels; first += kTile) {
+  for (int32_t first = 0; first < level.teacher.channels; first += kTile) {
     Acc s[kSide][kSide], t[kSide][kSide];
     adapt(level, rows, first, square, tiles, s);
-    const int64_t channel = first + square.column;
+    const int32_t channel = first + square.column;
     gather(level.teacher, level.cells, rows.teacher + square.row, channel, t);
 #pragma unroll
     for (int i = 0; i < kSide; ++i) {
@@ -347,9 +354,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adapted_moments_
   const ImitationLevel& level = table.levels[l];
   const int64_t local = blockIdx.x - blocks.first[l], count = count_of_rows(level);
   const int64_t part = local % level.moment_parts;
-  const int64_t first_channel = local / level.moment_parts * kTile;
+  const int32_t first_channel = static_cast<int32_t>(local / level.moment_parts * kTile);
   const Square square(/*lanes_along_rows=*/true);
-  const int64_t channel = first_channel + square.column;
+  const int32_t channel = first_channel + square.column;
   MomentSums<Acc> sums;
   for (int tile = 0; tile < kMomentTiles; ++tile) {
     const int64_t first = (part * kMomentTiles + tile) * kTile;
@@ -399,7 +406,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adapted_gradient
   const int l = window.tiles.level(tile);
   const ImitationLevel& level = table.levels[l];
   const int64_t first = int64_t(tile - window.tiles.first[l]) * kTile;
-  const int64_t count = count_of_rows(level), first_channel = int64_t(blockIdx.y) * kTile;
+  const int64_t count = count_of_rows(level);
+  const int32_t first_channel = int32_t(blockIdx.y) * kTile;
   if (first >= count || first_channel >= level.teacher.channels) {
     return;
   }
@@ -408,7 +416,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adapted_gradient
   __syncthreads();
   Acc s[kSide][kSide], t[kSide][kSide];
   adapt(level, rows, first_channel, square, tiles, s);
-  const int64_t channel = first_channel + square.column;
+  const int32_t channel = first_channel + square.column;
   gather(level.teacher, level.cells, rows.teacher + square.row, channel, t);
 
   const Acc scale = *static_cast<const Acc*>(given.grad) * static_cast<Acc>(given.scales[l]);
@@ -447,23 +455,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) input_gradient_k
   const int32_t tile = window.first + int32_t(blockIdx.x);
   const int l = window.tiles.level(tile);
   const ImitationLevel& level = table.levels[l];
-  const int64_t c_s = level.student.channels, c_t = level.teacher.channels;
+  const int32_t c_s = level.student.channels, c_t = level.teacher.channels;
   const int64_t first = int64_t(tile - window.tiles.first[l]) * kTile;
-  const int64_t count = count_of_rows(level), first_channel = int64_t(blockIdx.y) * kTile;
+  const int64_t count = count_of_rows(level);
+  const int32_t first_channel = int32_t(blockIdx.y) * kTile;
   if (first >= count || first_channel >= c_s) {
     return;
   }
   const Square square(!level.student.channels_last);
   load_rows(level, first, count, rows); // read after the product, which has barriers
-  const int64_t first_line = int64_t(blockIdx.x) * kTile;
-  const int64_t here = count - first < kTile ? count - first : kTile;
-  const Operand adapted = {
+  const int32_t first_line = int32_t(blockIdx.x) * kTile;
+  const int32_t here = count - first < kTile ? int32_t(count - first) : kTile;
+  const Operand<Acc> adapted = {
       window.adapted, nullptr, false, first_line, first_line + here, window.pitch, 1};
-  const Operand weight = {level.weight, nullptr, false, first_channel, c_s, 1, c_s};
+  const Operand<void> weight = {level.weight, nullptr, false, first_channel, c_s, 1, c_s};
   Acc out[kSide][kSide] = {};
   multiply(adapted, weight, c_t, square, tiles, out);
 
-  const int64_t channel = first_channel + square.column;
+  const int32_t channel = first_channel + square.column;
   const int64_t* places = rows.student + square.row;
   const StoredMap& student = level.student;
   if (level.incoming.data != nullptr) {
@@ -492,9 +501,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
   __shared__ Rows rows;
   __shared__ Tiles<Acc> tiles;
   const ImitationLevel& level = table.levels[blockIdx.z];
-  const int64_t c_s = level.student.channels, c_t = level.teacher.channels;
-  const int64_t across = c_s > kTile ? (c_s + kTile - 1) / kTile : 1;
-  const int64_t first_row = blockIdx.y / across * kTile, first_column = blockIdx.y % across * kTile;
+  const int32_t c_s = level.student.channels, c_t = level.teacher.channels;
+  const int32_t across = c_s > kTile ? (c_s + kTile - 1) / kTile : 1;
+  const int32_t first_row = int32_t(blockIdx.y) / across * kTile;
+  const int32_t first_column = int32_t(blockIdx.y) % across * kTile;
   const int32_t begin = window.tiles.first[blockIdx.z], end = window.tiles.first[blockIdx.z + 1];
   if (int(blockIdx.x) >= level.splits || first_row >= c_t || begin == end) {
     return;
@@ -502,7 +512,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
   const Square square(/*lanes_along_rows=*/false);
   const int64_t count = count_of_rows(level);
   // The bias is the same sum without the student: four threads share a channel.
-  const int64_t channel = first_row + threadIdx.x % kTile;
+  const int32_t channel = first_row + int32_t(threadIdx.x) % kTile;
   const bool with_bias = level.bias_sums != nullptr && first_column == 0 && channel < c_t;
   Acc weight[kSide][kSide] = {}, bias = 0;
   bool any = false;
@@ -514,12 +524,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
     any = true;
     load_rows(level, first, count, rows);
     __syncthreads();
-    const int64_t here = count - first < kTile ? count - first : kTile;
+    const int32_t here = count - first < kTile ? int32_t(count - first) : kTile;
     const Numbers adapted = {
-        static_cast<Acc*>(window.adapted.data) + (tile - window.first) * kTile * window.pitch,
+        static_cast<Acc*>(window.adapted.data) +
+            int64_t(tile - window.first) * kTile * window.pitch,
         window.adapted.storage};
-    const Operand lines = {adapted, nullptr, false, first_row, c_t, 1, window.pitch};
-    const Operand columns = {
+    const Operand<Acc> lines = {adapted, nullptr, false, first_row, c_t, 1, window.pitch};
+    const Operand<void> columns = {
         level.student.numbers,
         rows.student,
         true,
@@ -537,7 +548,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
         weight[i][k] += sums[i][k];
       }
     }
-    for (int64_t row = threadIdx.x / kTile; with_bias && row < here; row += kThreads / kTile) {
+#pragma unroll 1
+    for (int row = threadIdx.x / kTile; with_bias && row < here; row += kThreads / kTile) {
       of_channel += static_cast<const Acc*>(adapted.data)[row * window.pitch + channel];
     }
     bias += of_channel;
@@ -549,9 +561,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
   for (int i = 0; i < kSide; ++i) {
 #pragma unroll
     for (int k = 0; k < kSide; ++k) {
-      const int64_t row = first_row + square.row + i, column = first_column + square.column + k;
+      const int32_t row = first_row + square.row + i, column = first_column + square.column + k;
       if (row < c_t && column < c_s) {
-        static_cast<Acc*>(level.weight_sums)[(blockIdx.x * c_t + row) * c_s + column] +=
+        static_cast<Acc*>(level.weight_sums)[(int64_t(blockIdx.x) * c_t + row) * c_s + column] +=
             weight[i][k];
       }
     }
@@ -562,7 +574,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) weight_gradient_
     for (int part = 1; part < kThreads / kTile; ++part) {
       bias += tiles.rows[part][threadIdx.x];
     }
-    static_cast<Acc*>(level.bias_sums)[blockIdx.x * c_t + channel] += bias;
+    static_cast<Acc*>(level.bias_sums)[int64_t(blockIdx.x) * c_t + channel] += bias;
   }
 }
 

@@ -21,10 +21,29 @@ WIDE_LOADS = {
     "adaptive_backward_kernel",
     "bounded_kernel",
     "bounded_backward_kernel",
+    "distance_kernel",
+    "moments_kernel",
+    "gradient_kernel",
+    "adapted_distance_kernel",
+    "adapted_moments_kernel",
+    "adapted_gradient_kernel",
 }
-WIDE_STORES = {"adaptive_backward_kernel", "bounded_backward_kernel"}
-# Computes in double what is a few numbers.
-DOUBLE = {"finish_loss_kernel"}
+WIDE_STORES = {
+    "adaptive_backward_kernel",
+    "bounded_backward_kernel",
+    "gradient_kernel",
+    "adapted_gradient_kernel",
+    "input_gradient_kernel",
+}
+# Compute in double what is a few numbers, or boxes that are given in double.
+DOUBLE = {
+    "finish_loss_kernel",
+    "cell_weights_kernel",
+    "nearest_anchor_kernel",
+    "correlation_kernel",
+    "finish_imitation_kernel",
+    "finish_adapters_kernel",
+}
 
 
 def demangled(names):

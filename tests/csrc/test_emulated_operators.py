@@ -30,11 +30,6 @@ MUTATIONS = [
     ),
     (
         "feature_imitation/feature_imitation_kernels.cu",
-        "i < which ? count : 0",
-        "i <= which ? count : 0",
-    ),
-    (
-        "feature_imitation/feature_imitation_kernels.cu",
         "bits >= lanes; bits /= 2",
         "bits > lanes; bits /= 2",
     ),
@@ -50,18 +45,8 @@ MUTATIONS = [
     ),
     (
         "feature_imitation/adapter_kernels.cu",
-        "if (first_line + line >= lines) {",
-        "if (first_line + line > lines) {",
-    ),
-    (
-        "feature_imitation/adapter_kernels.cu",
         "if (row < c_t && column < c_s) {",
         "if (row < c_t && column <= c_s) {",
-    ),
-    (
-        "feature_imitation/imitation_kernels.cuh",
-        "if (i < cells) {",
-        "if (i <= cells) {",
     ),
     (
         "logit_distillation/adaptive_distillation_kernels.cu",

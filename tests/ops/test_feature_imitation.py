@@ -580,6 +580,17 @@ def test_levels_that_share_an_adapter_get_one_gradient(feature_imitation_loss):
     torch.testing.assert_close(shared, (apart[0] + apart[2], apart[1] + apart[3]))
 
 
+@pytest.mark.parametrize("mask", ["whole", "boxes"])
+def test_adapters_of_more_cells_than_are_adapted_at_once(mask):
+    generator = torch.Generator().manual_seed(9)
+    randn = functools.partial(torch.randn, generator=generator)
+    sizes = ((256, 257), (3, 5))  # of 2^16 rows at a time
+    student, teacher = ([randn(1, c, *s) for s in sizes] for c in (2, 3))
+    box = [torch.tensor([[0.0, 0.0, 2000.0, 1000.0], [8.0, 8.0, 20.0, 30.0]])]
+    options = {} if mask == "whole" else {"boxes": box, "strides": STRIDES, "assign": "all"}
+    compare(student, teacher, [(randn(3, 2), randn(3))] * 2, torch.float32, options)
+
+
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_pkd_does_not_cancel(layout):
     """Means of 10^4 deviations, and an outlier in the first cell."""
