@@ -295,13 +295,13 @@ inline void sync_warp(const Site& site, unsigned mask = 0xffffffffu) {
 }
 
 // ---------------------------------------------------------------------------------- launching
+// Puts items, at first in ascending order, into the order of the next turn.
 template <typename Item>
 void reorder(std::vector<Item>& items) {
-  std::sort(items.begin(), items.end());
-  if (machine.seed == 1) {
-    std::reverse(items.begin(), items.end());
-  } else if (machine.seed > 1) {
+  if (machine.seed > 1) {
     std::shuffle(items.begin(), items.end(), machine.random);
+  } else if (machine.seed == 1 && std::is_sorted(items.begin(), items.end())) {
+    std::reverse(items.begin(), items.end());
   }
 }
 
