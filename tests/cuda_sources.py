@@ -54,7 +54,7 @@ def emulated(*flags):
     """The command that compiles .cu files as C++ for the emulator; append files and ``-o``."""
     return [
         *("g++", "-std=c++17", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas", *flags),
-        "-DHKD_EMULATE_CUDA",
+        *("-DHKD_EMULATE_CUDA", "-DHKD_ROI_ROWS_BYTES=40000"),
         *(f"-I{folder}" for folder in (EMULATOR, CSRC, CSRC / "include")),
         *("-isystem", str(cuda_include()), "-x", "c++"),
     ]
@@ -77,19 +77,31 @@ def emulated_operators(sanitize=False, replace=()):
     headers = [p for p in (*CSRC.rglob("*.*h"), *EMULATOR.glob("*.h")) if p.is_file()]
     flags = ["-O1", "-DTORCH_TARGET_VERSION=0x020b000000000000", *(SANITIZE if sanitize else ())]
     torch_folder = Path(torch.__file__).parent
+    folder = ROOT / "build" / "emulated"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def text_of(path):
+        text = path.read_text()
+        if replace and path == replace[0]:
+            assert text.count(replace[1]) == 1, f"{path} does not have {replace[1]!r} once"
+            text = text.replace(*replace[1:])
+        return text
+
+    if replace and replace[0] in headers:
+        # Found before the header itself, which every source may include.
+        mutated = folder / f"mutated-{hashlib.sha256(str(replace).encode()).hexdigest()[:16]}"
+        copy = mutated / replace[0].relative_to(CSRC)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text_of(replace[0]))
+        flags.append(f"-I{mutated}")
     command = [*emulated(*flags), "-isystem", torch_folder / "include"]
     known = hashlib.sha256(str(command).encode() + torch.__version__.encode())
     for header in sorted(headers):
-        known.update(header.read_bytes())
+        known.update(text_of(header).encode())
 
-    folder = ROOT / "build" / "emulated"
-    folder.mkdir(parents=True, exist_ok=True)
     objects, missing = [], []
     for source in sources:
-        text = source.read_text()
-        if replace and source == replace[0]:
-            assert text.count(replace[1]) == 1, f"{source} does not have {replace[1]!r} once"
-            text = text.replace(*replace[1:])
+        text = text_of(source)
         digest = known.copy()
         digest.update(f"{source}\n{text}".encode())
         made = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"

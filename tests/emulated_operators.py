@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 SHUFFLED = 2
-DIFFERS = 3  # the exit status of a process that has noticed a dropped barrier
 
 
 class Emulator:
@@ -116,6 +115,118 @@ def calls():
     found["adaptive of many"] = with_gradients(
         lambda impl: ops.adaptive_distillation_loss(many, probs, impl=impl), *many
     )
+    found |= roi_calls(randn)
+    return found
+
+
+def roi_calls(randn):
+    """Calls of the RoI operators.
+
+    Together they have more RoIs than a block looks at together, on one level and image; more bins
+    than a tile; boxes with more samples than a pass, beside the map, upside down and not finite.
+    """
+    import torch
+
+    from hkd_d2 import ops
+
+    def boxes_of(count, side):
+        corner = randn(count, 2) * 30 + 30
+        odd = [[-80.0, 3.0, 300.0, 90.0], [60.0, 60.0, 20.0, 30.0], [float("nan"), 0.0, 9.0, 9.0]]
+        return torch.cat(
+            [
+                torch.cat([corner, corner + side * (1 + randn(count, 2) ** 2)], 1),
+                torch.tensor([*odd, [900.0, 900.0, 950.0, 950.0]]),
+            ]
+        )
+
+    def maps(dtype, channels_last, channels, sizes, images=2):
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        return [
+            randn(images, channels, *size, dtype=dtype).contiguous(memory_format=memory)
+            for size in sizes
+        ]
+
+    def pooling(features, boxes, upstream, **options):
+        def call(impl):
+            leaves = [m.detach().requires_grad_() for m in features]
+            pooled = ops.multilevel_roi_align(leaves, boxes, impl=impl, **options)
+            return [pooled.detach(), *torch.autograd.grad(pooled, leaves, upstream)]
+
+        return call
+
+    found = {}
+    sizes, strides = [(21, 35), (10, 17)], [4, 8]
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        for channels_last in (False, True):
+            for channels, count, bins, ratio in ((5, 12, (7, 7), 0), (72, 4, (3, 10), 2)):
+                boxes = [boxes_of(count, 20.0), boxes_of(3, 70.0)]
+                features = maps(dtype, channels_last, channels, sizes)
+                rows = sum(map(len, boxes))
+                found[f"pooling {dtype} {channels_last} {channels}"] = pooling(
+                    features,
+                    boxes,
+                    randn(rows, channels, *bins, dtype=dtype),
+                    strides=strides,
+                    output_size=bins,
+                    sampling_ratio=ratio,
+                )
+    found["pooling of many boxes"] = pooling(
+        maps(torch.float32, False, 3, sizes),
+        [boxes_of(600, 10.0), boxes_of(300, 10.0)],
+        randn(908, 3, 2, 2),
+        strides=strides,
+        output_size=2,
+    )
+    found["pooling of many images"] = pooling(
+        maps(torch.float32, False, 2, [(4, 5)], images=70),
+        [boxes_of(1, 10.0) for _ in range(70)],
+        randn(350, 2, 2, 2),
+        strides=[4],
+        output_size=2,
+    )
+
+    def distilling(student, teacher, boxes, adapters, **options):
+        leaves = [*student, *(x for pair in adapters or [] for x in pair if x is not None)]
+
+        def call(impl):
+            for leaf in leaves:
+                leaf.requires_grad_()
+            loss = ops.roi_distillation_loss(
+                student, teacher, boxes, strides=strides, adapter=adapters, impl=impl, **options
+            )
+            return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
+
+        return call
+
+    # Boxes of which some pool to 0 would make a cosine's gradient divide by 1e-8.
+    inside = [torch.tensor([[3.0, 5.0, 90.0, 60.0], [20.0, 9.0, 44.0, 77.0]]).repeat(20, 1)] * 2
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        for channels, wide, distance, channels_last in (
+            (5, 5, "mse", False),
+            (72, 72, "smooth_l1", True),
+            (5, 70, "l1", True),
+            (5, 5, "cosine", False),
+            (70, 5, "cosine", True),
+        ):
+            boxes = inside if distance == "cosine" else [boxes_of(9, 20.0), boxes_of(3, 70.0)]
+            weights = [randn(wide, channels, dtype=dtype) for _ in sizes]
+            biases = [randn(wide, dtype=dtype), None]
+            found[f"distilling {dtype} {distance} {channels}"] = distilling(
+                maps(dtype, channels_last, channels, sizes),
+                maps(dtype, False, wide, sizes),
+                boxes,
+                None if channels == wide else list(zip(weights, biases, strict=True)),
+                output_size=(3, 9) if distance == "smooth_l1" else 3,
+                distance=distance,
+            )
+    # More boxes than a slice of the sum over boxes has.
+    found["distilling many boxes"] = distilling(
+        maps(torch.float32, True, 3, sizes),
+        maps(torch.float32, True, 4, sizes),
+        [boxes_of(60, 20.0), boxes_of(20, 20.0)],
+        [(randn(4, 3), randn(4)), (randn(4, 3), randn(4))],
+        output_size=2,
+    )
     return found
 
 
@@ -194,37 +305,49 @@ def orders(emulator):
     return different
 
 
+def is_noticed(emulator, dropped, right):
+    """Whether some call tells that a barrier is dropped, or gives another result than is right."""
+    import torch
+
+    for seed in (0, 1, 2, 3):
+        emulator.configure(seed, dropped)
+        for name, call in calls().items():
+            try:
+                result = call("fused")
+            except RuntimeError:
+                return True
+            if not all(torch.equal(a, b) for a, b in zip(result, right[name], strict=True)):
+                return True
+    return False
+
+
+def in_child(answer):
+    """What ``answer()`` returns in a process of its own; True where that crashes.
+
+    Without a barrier an index may be one that nothing has been written to.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if answer() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 1
+
+
 def barriers(emulator):
     """Whether each barrier of the kernels' text, dropped, changes a result or is told."""
-    import torch
     from cuda_sources import CSRC
 
     emulator.configure(SHUFFLED)
     right = {name: call("fused") for name, call in calls().items()}
 
-    def differs(path, number):
-        for seed in (0, 1, 2, 3):
-            emulator.configure(seed, (path, number))
-            for name, call in calls().items():
-                try:
-                    result = call("fused")
-                except RuntimeError:
-                    return True
-                if not all(torch.equal(a, b) for a, b in zip(result, right[name], strict=True)):
-                    return True
-        return False
-
     found = {}
     for path in sorted((*CSRC.rglob("*.cu"), *CSRC.rglob("*.cuh"))):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(r"__sync(threads|warp)\(", line):
-                # In a process of its own, which may crash: numbers that nobody wrote are places.
-                child = os.fork()
-                if child == 0:
-                    os._exit(DIFFERS if differs(path.relative_to(CSRC), number) else 0)
-                status = os.waitpid(child, 0)[1]
-                told = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == DIFFERS
-                found[f"{path.relative_to(CSRC)}:{number}"] = told
+            if not re.search(r"__sync(threads|warp)\(", line):
+                continue
+            dropped = path.relative_to(CSRC), number
+            found[f"{dropped[0]}:{number}"] = in_child(
+                lambda d=dropped: is_noticed(emulator, d, right)
+            )
     return found
 
 

@@ -27,6 +27,9 @@ WIDE_LOADS = {
     "adapted_distance_kernel",
     "adapted_moments_kernel",
     "adapted_gradient_kernel",
+    "roi_align_kernel",
+    "roi_difference_kernel",
+    "roi_difference_backward_kernel",
 }
 WIDE_STORES = {
     "adaptive_backward_kernel",
@@ -34,8 +37,10 @@ WIDE_STORES = {
     "gradient_kernel",
     "adapted_gradient_kernel",
     "input_gradient_kernel",
+    "roi_align_backward_kernel",
+    "roi_difference_backward_kernel",
 }
-# Compute in double what is a few numbers, or boxes that are given in double.
+# Compute in double what is a few numbers, sums that cancel, or boxes that are given in double.
 DOUBLE = {
     "finish_loss_kernel",
     "cell_weights_kernel",
@@ -43,6 +48,7 @@ DOUBLE = {
     "correlation_kernel",
     "finish_imitation_kernel",
     "finish_adapters_kernel",
+    "bias_gradient_kernel",
 }
 
 

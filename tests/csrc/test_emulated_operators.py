@@ -10,7 +10,11 @@ import cuda_sources
 import pytest
 
 # Test files whose operators have CUDA kernels.
-FILES = ["tests/ops/test_feature_imitation.py", "tests/ops/test_logit_distillation.py"]
+FILES = [
+    "tests/ops/test_feature_imitation.py",
+    "tests/ops/test_logit_distillation.py",
+    "tests/ops/test_roi_operators.py",
+]
 # (file, text that occurs in it once, mutation): what a slip of the pen would be.
 MUTATIONS = [
     (
@@ -67,6 +71,81 @@ MUTATIONS = [
         "logit_distillation/finish_loss_kernels.cu",
         "i < sums.count; i +=",
         "i <= sums.count; i +=",
+    ),
+    (
+        "roi_align/roi_align_kernels.cu",
+        "row >= lists.first_row[list + 1]",
+        "row > lists.first_row[list + 1]",
+    ),
+    (
+        "roi_align/roi_align_kernels.cu",
+        "group_of(row) < group ? 1 : 0",
+        "group_of(row) <= group ? 1 : 0",
+    ),
+    (
+        "roi_align/roi_align_kernels.cu",
+        "const bool own = row < end && group_of",
+        "const bool own = row <= end && group_of",
+    ),
+    (
+        "roi_align/roi_align_kernels.cu",
+        "block.roi * bins.channels * sampling.bins() + bin * bins.bin_stride",
+        "block.roi * bins.channels * sampling.bins() + bin * bins.bin_stride + 1",
+    ),
+    (
+        "roi_align/roi_kernels.cuh",
+        "range.bottom > tile.top &&",
+        "range.bottom > tile.top + 4 &&",
+    ),
+    (
+        "roi_align/roi_kernels.cuh",
+        "end = min(begin + kSamples, range.count);",
+        "end = min(begin + kSamples + 1, range.count);",
+    ),
+    (
+        "roi_align/roi_kernels.cuh",
+        "if (y >= height || x >= width) {",
+        "if (y > height || x >= width) {",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "        side == 0 ? Acc(1) : Acc(-1),",
+        "        Acc(1),",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "*value = scale * slope_of(comparison.distance, *value);",
+        "*value = scale * slope_of(Distance::kMse, *value);",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "if (row < count && at < width_out) {",
+        "if (row <= count && at < width_out) {",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "if (row < range.count * sampling.bins() &&",
+        "if (row <= range.count * sampling.bins() &&",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "s[c] = scale * (cell.student * s[c] + cell.teacher * t[c]);",
+        "s[c] = scale * (cell.student * t[c] + cell.teacher * t[c]);",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "return bin + k < bins && out + c < width_out ? gradients",
+        "return bin + k <= bins && out + c < width_out ? gradients",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "for (int bin = warp; bin < bins; bin += kWarps) {",
+        "for (int bin = warp; bin <= bins; bin += kWarps) {",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "sum += partial[slice * size + i];",
+        "sum = partial[slice * size + i];",
     ),
 ]
 

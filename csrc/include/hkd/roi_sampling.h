@@ -11,6 +11,21 @@
 
 namespace hkd {
 
+// a * b, rounded before anything is added: a fused multiply-add would move samples across the
+// border of the map on some machines. (On the CPU the callers are compiled without.)
+template <typename Acc>
+HKD_HD Acc rounded_product(Acc a, Acc b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Acc) == sizeof(float)) {
+    return __fmul_rn(a, b);
+  } else {
+    return __dmul_rn(a, b);
+  }
+#else
+  return a * b;
+#endif
+}
+
 // The samples of one axis of a box: `grid` of them in each of `bins` bins.
 template <typename Acc>
 struct AxisSamples {
@@ -19,7 +34,8 @@ struct AxisSamples {
   Acc grid;  // a whole number; 0 where nothing is sampled
 
   HKD_HD Acc position(int bin_index, Acc sample) const {
-    return start + static_cast<Acc>(bin_index) * bin + (sample + Acc(0.5)) * bin / grid;
+    return start + rounded_product(static_cast<Acc>(bin_index), bin) +
+           (sample + Acc(0.5)) * bin / grid;
   }
 };
 
@@ -29,8 +45,9 @@ template <typename Acc>
 HKD_HD AxisSamples<Acc> axis_samples(
     Acc low, Acc high, Acc cells_per_pixel, int bins, int sampling_ratio) {
   AxisSamples<Acc> axis;
-  axis.start = low * cells_per_pixel - Acc(0.5);
-  axis.bin = (high * cells_per_pixel - Acc(0.5) - axis.start) / static_cast<Acc>(bins);
+  axis.start = rounded_product(low, cells_per_pixel) - Acc(0.5);
+  axis.bin =
+      (rounded_product(high, cells_per_pixel) - Acc(0.5) - axis.start) / static_cast<Acc>(bins);
   const bool finite = axis.bin - axis.bin == 0 && axis.start - axis.start == 0;
   axis.grid = sampling_ratio > 0 ? static_cast<Acc>(sampling_ratio) : std::ceil(axis.bin);
   axis.grid = finite && axis.grid > 0 ? axis.grid : Acc(0);
