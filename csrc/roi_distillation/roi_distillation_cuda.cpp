@@ -242,7 +242,8 @@ Tensor roi_distillation_loss_cuda(
           ? roi_difference_blocks(sampling, call.student_channels, call.rois())
           : 0;
   int64_t blocks = of_difference;
-  if (call.has_rows) {
+  const bool has_rows = call.has_rows && call.teacher_channels > 0; // no cosine of nothing
+  if (has_rows) {
     call.for_each_block(0, call.rois(), size, [&](const RoiRows& range) {
       blocks += roi_rows_blocks(sampling, range.count);
     });
@@ -259,7 +260,7 @@ Tensor roi_distillation_loss_cuda(
         call.in_double,
         stream);
   }
-  if (call.has_rows && call.rois() > 0) {
+  if (has_rows && call.rois() > 0) {
     const int64_t of_block = std::min(size, call.rois()) * sampling.bins();
     const Tensor s = call.values(of_block * call.student_channels);
     const Tensor t = call.values(of_block * call.teacher_channels);
