@@ -43,7 +43,8 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ student
     cfg.HKD.STUDENT = CN()
-    # Detectron2 meta-architecture of the student: GeneralizedRCNN.
+    # Detectron2 meta-architecture of the student: GeneralizedRCNN, RetinaNet, FCOS, or, with ignore
+    # regions, IgnoreAwareRetinaNet, IgnoreAwareFCOS.
     cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
 
     # ------------------------------------------------------------------ teacher
@@ -58,6 +59,12 @@ def add_hkd_config(cfg: CN) -> None:
     # For each student class the index of the teacher's class that means the same, for example [0]
     # for a pedestrian student under a COCO teacher. [] says that the class lists are the same.
     cfg.HKD.TEACHER.CLASS_MAP = []
+
+    # ------------------------------------------------------------------ FCOS
+    cfg.HKD.FCOS = CN()
+    # Half the side, in strides, of the square about an object's centre whose points are positive.
+    # The other settings of FCOS are those of MODEL.RETINANET.
+    cfg.HKD.FCOS.CENTER_SAMPLING_RADIUS = 1.5
 
     # ------------------------------------------------------------------ pyramid term
     cfg.HKD.PYRAMID = CN()
@@ -81,11 +88,16 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.REGION = CN()
     # Weight of the term.
     cfg.HKD.REGION.WEIGHT = 30.0
-    # Boxes that both networks pool on: sampled (the student's sampled proposals) | teacher (the
-    # teacher's proposals) | gt (ground truth).
+    # Boxes that both networks pool on: sampled (a two-stage student's sampled proposals) | teacher
+    # (the teacher's proposals, or a one-stage teacher's detections) | gt (ground truth).
     cfg.HKD.REGION.BOXES = "sampled"
-    # Teacher's proposals an image, by objectness, where BOXES is teacher.
+    # Teacher's boxes an image, best first, where BOXES is teacher.
     cfg.HKD.REGION.TEACHER_TOPK = 256
+    # Bins a side for a one-stage student, which has no pooler of its own.
+    cfg.HKD.REGION.POOLER_RESOLUTION = 7
+    # Samples a bin and axis wherever the term pools: not with BOXES sampled of two two-stage
+    # detectors. 0: adaptive.
+    cfg.HKD.REGION.POOLER_SAMPLING_RATIO = 0
     # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
     cfg.HKD.REGION.DISTANCE = "mse"
     # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
@@ -100,7 +112,7 @@ def add_hkd_config(cfg: CN) -> None:
     # Parts that are added up: hidden (MSE of the last hidden box features), predictions (half the
     # MSE of class logits plus that of deltas), kl (temperature KL of the class logits), deltas
     # (smooth L1 of the deltas of foreground boxes), bounded (Chen 2017 regression, upper-bounded by
-    # the teacher).
+    # the teacher). One-stage detectors have the last three, on their anchors.
     cfg.HKD.LOGIT.PARTS = ["hidden", "predictions"]
     # Weight of each part, in the order of PARTS; [] for 1 each.
     cfg.HKD.LOGIT.PART_WEIGHTS = []
@@ -110,7 +122,22 @@ def add_hkd_config(cfg: CN) -> None:
     # teacher's.
     cfg.HKD.LOGIT.BOUND_MARGIN = 0.01
 
-    for name in ("PYRAMID", "REGION", "LOGIT"):
+    # ------------------------------------------------------------------ ADL term
+    cfg.HKD.ADL = CN()
+    # Weight of the term.
+    cfg.HKD.ADL.WEIGHT = 1.0
+    # Exponent of the focus on what the student gets wrong and what is hard.
+    cfg.HKD.ADL.GAMMA = 2.0
+    # Balance of the two halves of the cross-entropy where OUTER is bce.
+    cfg.HKD.ADL.ALPHA = 0.5
+    # Share of the teacher's entropy that is taken off the focus; the paper's beta is 1 - BETA_C.
+    cfg.HKD.ADL.BETA_C = 0.0
+    # Exponent of the normaliser, the sum of the teacher's probabilities to this power.
+    cfg.HKD.ADL.THETA = 1.8
+    # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
+    cfg.HKD.ADL.OUTER = "bce"
+
+    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
         term = cfg.HKD[name]
         # Weight over time; iterations of this run.
         term.SCHEDULE = CN()
@@ -165,9 +192,11 @@ def add_hkd_config(cfg: CN) -> None:
 
 # Registrations: importing these modules is all they need.
 import hkd_d2.data.datasets  # noqa: E402, F401
+import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401
+import hkd_d2.modeling.fcos  # noqa: E402, F401
 import hkd_d2.modeling.ignore  # noqa: E402, F401
 import hkd_d2.modeling.meta_arch  # noqa: E402, F401

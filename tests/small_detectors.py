@@ -59,13 +59,41 @@ def small_config(channels=16, hidden=24, width=0.25):
     return cfg
 
 
+def one_stage_config(architecture, channels=16, width=0.25):
+    """Config of a RetinaNet or FCOS (p3 to p7, one class, towers of one layer) for such images."""
+    cfg = small_config(channels, width=width)
+    cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE = architecture
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_slim_resnet_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RETINANET.NUM_CLASSES = 1
+    cfg.MODEL.RETINANET.NUM_CONVS = 1
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0  # untrained heads detect too
+    cfg.HKD.PYRAMID.LEVELS = ["p3", "p4", "p5", "p6", "p7"]
+    cfg.HKD.REGION.BOXES = "gt"
+    cfg.HKD.REGION.POOLER_RESOLUTION = 3
+    cfg.HKD.LOGIT.PARTS = ["kl", "deltas", "bounded"]
+    return cfg
+
+
+def cascade_config(channels=16, hidden=24, width=0.25):
+    """:func:`small_config` with three cascade stages, all of IoU 0.5 so that all see objects."""
+    cfg = small_config(channels, hidden, width)
+    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = (0.5, 0.5, 0.5)
+    return cfg
+
+
 def save_teacher(cfg, folder, name="teacher"):
     """Write config and randomly initialised weights of a teacher; returns the two paths."""
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model = build_model(cfg)
         # Detectron2 starts predictors near 0; a trained teacher does not end there.
-        for parameter in model.roi_heads.box_predictor.parameters():
+        if hasattr(model, "roi_heads"):
+            predictors = [model.roi_heads.box_predictor]  # of a cascade a list
+        else:
+            predictors = [model.head.cls_score, model.head.bbox_pred]
+        for parameter in (p for module in predictors for p in module.parameters()):
             torch.nn.init.normal_(parameter, std=0.3)
     DetectionCheckpointer(model, str(folder)).save(name)
     config_file = folder / f"{name}.yaml"

@@ -27,24 +27,40 @@ class DenseOutputs:
         logits (list[Tensor]): (N, H*W*A), or (N, H*W*A, K) for K classes. Anchor order: row,
             column, anchor of the cell, the order of ``anchors`` and of Detectron2's labels.
         deltas (list[Tensor]): (N, H*W*A, 4).
-        anchors (list[Boxes]): (H*W*A, 4) XYXY, pixels of the padded image.
+        anchors (list[Boxes]): (H*W*A, 4) XYXY, pixels of the padded image. FCOS has one a cell, a
+            square of the stride's size about its point.
+        centerness (list[Tensor] or None): (N, H*W, 1) logits of FCOS, else None.
+        labels (list[Tensor] or None): the student's, one entry an image: (R,) int64 over all R
+            anchors, 0 to K - 1 an object's class, K background, -1 neither. An RPN has K = 1 and
+            its labels from before the sampling. None where no term reads them, and on the
+            teacher's side.
+        matched_boxes (list[Tensor] or None): of a one-stage student, (R, 4) XYXY an image: the
+            object of each anchor that has one.
     """
 
     logits: list[torch.Tensor]
     deltas: list[torch.Tensor]
     anchors: list[Boxes]
+    centerness: list[torch.Tensor] | None = None
+    labels: list[torch.Tensor] | None = None
+    matched_boxes: list[torch.Tensor] | None = None
 
 
 @dataclass
 class RegionOutputs:
     """What the box branch makes of a list of boxes; R rows, image by image in box order.
 
+    Of a cascade all but the class logits are of its first stage, the one that looks at these boxes.
+
     Attributes:
         boxes (list[Boxes]): the boxes, one entry an image.
         pooled (Tensor): (R, C, P, P), output of the box pooler.
         hidden (Tensor or None): (R, D), output of the box head; None where no term reads it.
-        class_logits (Tensor or None): (R, K + 1), the background last.
+        class_logits (Tensor or None): (R, K + 1), the background last. Of a cascade the logarithm
+            of the class probabilities averaged over its stages, as at inference.
         deltas (Tensor or None): (R, 4) class-agnostic or (R, 4 K).
+        stages (list[tuple] or None): of a cascade, for each stage its predictor's output and the
+            boxes (list[Instances]) that it looked at; None for other heads.
     """
 
     boxes: list[Boxes]
@@ -52,6 +68,7 @@ class RegionOutputs:
     hidden: torch.Tensor | None = None
     class_logits: torch.Tensor | None = None
     deltas: torch.Tensor | None = None
+    stages: list[tuple] | None = None
 
 
 @dataclass
@@ -63,9 +80,10 @@ class DetectorPass:
         features (dict[str, Tensor]): level name to (N, C, H_l, W_l).
         strides (dict[str, int]): level name to pixels a cell.
         dense (DenseOutputs or None): None where no term reads a teacher's.
-        proposals (list[Instances] or None): boxes in the order of their objectness.
-        sampled (list[Instances] or None): the student's proposals sampled for training, labelled
-            (``gt_classes``, ``gt_boxes``); on the teacher's side None.
+        proposals (list[Instances] or None): ``proposal_boxes``, best first: the RPN's, or a
+            one-stage teacher's detections.
+        sampled (list[Instances] or None): a two-stage student's proposals sampled for training,
+            labelled (``gt_classes``, ``gt_boxes``); on the teacher's side None.
         regions (RegionOutputs or None): both networks' outputs on the student's sampled boxes.
     """
 

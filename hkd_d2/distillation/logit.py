@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from hkd_d2.distillation.adapters import make_adapter
 from hkd_d2.distillation.term import (
+    DENSE,
     FEATURES,
     HIDDEN,
     POOLED,
@@ -12,15 +13,18 @@ from hkd_d2.distillation.term import (
     TERM_REGISTRY,
     DetectorSpec,
     Term,
+    check_same_anchors,
+    class_columns,
 )
 from hkd_d2.ops import bounded_regression_loss, kl_distillation_loss
 
 PARTS = ("hidden", "predictions", "kl", "deltas", "bounded")
+DENSE_PARTS = PARTS[2:]
 
 
 @TERM_REGISTRY.register()
 class Logit(Term):
-    """The box head's outputs, the third hierarchy of HKD (arXiv 1909.09325).
+    """The outputs of the box head or of the dense head, the third hierarchy of HKD (1909.09325).
 
     ``PARTS`` are added up, each with its entry of ``PART_WEIGHTS``. R is the number of sampled
     boxes of the batch.
@@ -41,8 +45,21 @@ class Logit(Term):
     ``BBOX_REG_WEIGHTS``; with another class list the teacher's columns are picked by
     ``HKD.TEACHER.CLASS_MAP``, the background staying last, and the softmax is taken over these.
 
+    A cascade is compared as one box branch: its class logits are the logarithm of the class
+    probabilities averaged over its stages, as at inference, hidden features and deltas those of its
+    first stage, which alone looks at the sampled boxes. Two one-stage detectors are compared anchor
+    by anchor (ours), with the parts
+
+    - ``kl``: T^2 KL(teacher || student) of each class's sigmoid at temperature T, summed over the
+      anchors labelled object or background,
+    - ``deltas`` and ``bounded``, as above, on the anchors of objects,
+
+    each divided by the number of anchors of objects, as Detectron2 divides the losses there. The
+    centerness of FCOS is not compared.
+
     Raises:
-        ValueError: unknown parts, weights of another number, class lists that do not fit.
+        ValueError: unknown parts, weights of another number, class lists, heads or anchors that do
+            not fit.
     """
 
     def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
@@ -65,6 +82,32 @@ class Logit(Term):
         self.temperature = node.TEMPERATURE
         self.margin = node.BOUND_MARGIN
         self.adapter = None
+        self.dense = student.one_stage
+        if student.one_stage != teacher.one_stage:
+            raise ValueError(
+                "The term 'logit' compares two box heads or two dense heads, and one of the two "
+                "networks is one-stage; drop 'logit' from HKD.TERMS."
+            )
+        if self.dense:
+            self.pair_dense_heads(cfg, student, teacher)
+        else:
+            self.pair_box_heads(cfg, student, teacher)
+
+    def pair_dense_heads(self, cfg, student, teacher):
+        refused = [p for p in self.parts if p not in DENSE_PARTS]
+        if refused:
+            raise ValueError(
+                f"HKD.LOGIT.PARTS names {', '.join(refused)}, which a one-stage detector does not "
+                f"have; choose from {', '.join(DENSE_PARTS)}."
+            )
+        check_same_anchors("logit", student.dense, teacher.dense)
+        self.needs = frozenset({FEATURES, DENSE})
+        self.class_columns = class_columns("logit", cfg.HKD.TEACHER.CLASS_MAP, student, teacher)
+        self.num_classes = student.num_classes
+        self.transform = student.dense.transform
+        self.set_delta_scale(student, teacher)
+
+    def pair_box_heads(self, cfg, student, teacher):
         if "hidden" in self.parts:
             self.adapter = make_adapter(
                 student.hidden_channels, teacher.hidden_channels, "auto", "HKD.LOGIT"
@@ -78,14 +121,19 @@ class Logit(Term):
             self.num_classes = student.num_classes
             self.agnostic = student.class_agnostic_deltas
             self.student_delta_weights = student.delta_weights
-            self.register_buffer(
-                "delta_scale",
-                torch.tensor(student.delta_weights) / torch.tensor(teacher.delta_weights),
-                persistent=False,
-            )
+            self.set_delta_scale(student, teacher)
         self.needs = frozenset(needs)
 
+    def set_delta_scale(self, student, teacher):
+        self.register_buffer(
+            "delta_scale",
+            torch.tensor(student.delta_weights) / torch.tensor(teacher.delta_weights),
+            persistent=False,
+        )
+
     def forward(self, student, teacher, targets):
+        if self.dense:
+            return self.dense_parts(student.dense, teacher.dense)
         s, t = student.regions, teacher.regions
         if len(s.hidden) == 0:
             return self.zero(s.hidden)
@@ -95,6 +143,40 @@ class Logit(Term):
             total = total + self.parts["hidden"] * F.mse_loss(hidden.float(), t.hidden.float())
         if PREDICTIONS in self.needs:
             total = total + self.prediction_parts(student.sampled, s, t)
+        return total
+
+    def dense_parts(self, s, t):
+        labels = torch.stack(s.labels)
+        counted = labels >= 0
+        foreground = counted & (labels < self.num_classes)
+        number = foreground.sum().clamp(min=1)
+        total = s.logits[0].new_zeros((), dtype=torch.float32)
+        if "kl" in self.parts:
+            sizes = [x.shape[1] for x in s.logits]
+            mean = kl_distillation_loss(
+                s.logits,
+                [x[..., self.class_columns] for x in t.logits],
+                temperature=self.temperature,
+                weights=list(counted.float().split(sizes, 1)),
+                activation="sigmoid",
+            )
+            # The operator's mean is over the anchors that count.
+            total = total + self.parts["kl"] * mean * counted.sum() / number
+        if "deltas" in self.parts or "bounded" in self.parts:
+            student_fg = torch.cat(s.deltas, 1)[foreground].float()
+            teacher_fg = torch.cat(t.deltas, 1)[foreground].float() * self.delta_scale
+            if "deltas" in self.parts:
+                distance = F.smooth_l1_loss(student_fg, teacher_fg, reduction="sum")
+                total = total + self.parts["deltas"] * distance / number
+            if "bounded" in self.parts:
+                anchors = torch.cat([a.tensor for a in s.anchors]).expand(*foreground.shape, 4)
+                target = self.transform.get_deltas(
+                    anchors[foreground], torch.stack(s.matched_boxes)[foreground]
+                )
+                bounded = bounded_regression_loss(
+                    student_fg, teacher_fg, target, margin=self.margin, normalizer=number
+                )
+                total = total + self.parts["bounded"] * bounded
         return total
 
     def prediction_parts(self, sampled, s, t):
@@ -167,25 +249,7 @@ def teacher_columns(
         ValueError: class lists of different length without a map, a map of the wrong length or out
             of range, or deltas that cannot be paired.
     """
-    if not class_map:
-        if student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f"The student has {student.num_classes} classes and the teacher "
-                f"{teacher.num_classes}, so their logits cannot be compared; set "
-                "HKD.TEACHER.CLASS_MAP to the teacher's class index of each student class, or "
-                "drop 'logit' from HKD.TERMS."
-            )
-        class_map = list(range(student.num_classes))
-    if len(class_map) != student.num_classes:
-        raise ValueError(
-            f"HKD.TEACHER.CLASS_MAP has {len(class_map)} entries for {student.num_classes} student "
-            "classes; give one teacher class for each."
-        )
-    if not all(0 <= c < teacher.num_classes for c in class_map):
-        raise ValueError(
-            f"HKD.TEACHER.CLASS_MAP is {class_map}, but the teacher has classes 0 to "
-            f"{teacher.num_classes - 1}."
-        )
+    class_map = class_columns("logit", class_map, student, teacher)
     logits = [*class_map, teacher.num_classes]
     if student.class_agnostic_deltas and not teacher.class_agnostic_deltas:
         if student.num_classes > 1:

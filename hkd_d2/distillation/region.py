@@ -31,13 +31,16 @@ class Region(Term):
     (which include the ground truth), the teacher's proposals (as in Mimic, CVPR 2017), or the
     ground truth. On the sampled proposals the student's own pooled tensor is compared, which the
     step has made anyway; on other boxes :func:`hkd_d2.ops.roi_distillation_loss` pools both
-    networks. ``sigma`` is 1, or
-    with ``NORMALIZE: teacher_variance`` the standard deviation of the teacher's pooled features in
-    the batch (ours).
+    networks. ``sigma`` is 1, or with ``NORMALIZE: teacher_variance`` the standard deviation of the
+    teacher's pooled features in the batch (ours).
+
+    A one-stage detector has no pooler: beside one, both networks are pooled from the levels of
+    their common strides by ``POOLER_RESOLUTION`` and ``POOLER_SAMPLING_RATIO``. A cascade pools for
+    its first stage.
 
     Raises:
-        ValueError: an option that is not on the list, poolers of different resolution, or RoI
-            levels of different strides.
+        ValueError: an option that is not on the list, poolers of different resolution, RoI levels
+            of different strides, or the sampled boxes of a one-stage student, which has none.
     """
 
     def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
@@ -51,27 +54,51 @@ class Region(Term):
             raise ValueError(
                 f"HKD.REGION.TEACHER_TOPK is {node.TEACHER_TOPK}; give a number of boxes above 0."
             )
-        if student.pooler_resolution != teacher.pooler_resolution:
+        if node.POOLER_RESOLUTION <= 0 or node.POOLER_SAMPLING_RATIO < 0:
+            raise ValueError(
+                f"HKD.REGION.POOLER_RESOLUTION is {node.POOLER_RESOLUTION} and "
+                f"POOLER_SAMPLING_RATIO {node.POOLER_SAMPLING_RATIO}; give at least 1 and 0."
+            )
+        if student.one_stage and self.boxes == "sampled":
+            raise ValueError(
+                "HKD.REGION.BOXES is 'sampled', and a one-stage student samples no boxes; choose "
+                "teacher or gt."
+            )
+        both_pool = not (student.one_stage or teacher.one_stage)
+        if both_pool and student.pooler_resolution != teacher.pooler_resolution:
             raise ValueError(
                 f"The student pools {student.pooler_resolution}x{student.pooler_resolution} bins, "
                 f"the teacher {teacher.pooler_resolution}x{teacher.pooler_resolution}; set the "
                 "student's MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to the teacher's or drop 'region'."
             )
-        self.student_levels, self.teacher_levels = student.roi_levels, teacher.roi_levels
-        self.strides = [float(student.levels[n].stride) for n in self.student_levels]
-        teacher_strides = [float(teacher.levels[n].stride) for n in self.teacher_levels]
-        if self.strides != teacher_strides:
+        self.strides, teacher_strides = (
+            [float(spec.levels[n].stride) for n in spec.roi_levels] for spec in (student, teacher)
+        )
+        if both_pool and self.strides != teacher_strides:
             raise ValueError(
                 f"The student pools boxes from strides {self.strides}, the teacher from "
                 f"{teacher_strides}; make MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
             )
+        common = [s for s in self.strides if s in teacher_strides]
+        if not common:
+            raise ValueError(
+                f"The student's levels have strides {self.strides} and the teacher's "
+                f"{teacher_strides}, none in common; drop 'region'."
+            )
+        self.student_levels, self.teacher_levels = (
+            [n for n in spec.roi_levels if spec.levels[n].stride in common]
+            for spec in (student, teacher)
+        )
+        self.strides = common
         self.topk = node.TEACHER_TOPK
-        self.resolution = student.pooler_resolution
-        self.needs = {
-            "sampled": frozenset({FEATURES, POOLED}),
-            "teacher": frozenset({FEATURES, PROPOSALS}),
-            "gt": frozenset({FEATURES}),
-        }[self.boxes]
+        self.resolution = student.pooler_resolution or node.POOLER_RESOLUTION
+        self.sampling_ratio = node.POOLER_SAMPLING_RATIO
+        self.compares_pooled = self.boxes == "sampled" and both_pool
+        self.needs = frozenset({FEATURES})
+        if self.compares_pooled:
+            self.needs |= {POOLED}
+        elif self.boxes == "teacher":
+            self.needs |= {PROPOSALS}
         self.adapter = make_adapter(
             student.levels[self.student_levels[0]].channels,
             teacher.levels[self.teacher_levels[0]].channels,
@@ -80,9 +107,11 @@ class Region(Term):
         )
 
     def forward(self, student, teacher, targets):
-        if self.boxes == "sampled":
+        if self.compares_pooled:
             return self.pooled_distance(student.regions.pooled, teacher.regions.pooled)
-        if self.boxes == "teacher":
+        if self.boxes == "sampled":
+            boxes = [p.proposal_boxes.tensor for p in student.sampled]
+        elif self.boxes == "teacher":
             boxes = [p.proposal_boxes.tensor[: self.topk] for p in teacher.proposals]
         else:
             boxes = targets.boxes
@@ -93,7 +122,13 @@ class Region(Term):
         if self.normalize:
             # The variance is that of the pooled features, so here they have to exist.
             sides = [
-                multilevel_roi_align(maps, boxes, strides=self.strides, output_size=self.resolution)
+                multilevel_roi_align(
+                    maps,
+                    boxes,
+                    strides=self.strides,
+                    output_size=self.resolution,
+                    sampling_ratio=self.sampling_ratio,
+                )
                 for maps in (student_maps, teacher_maps)
             ]
             return self.pooled_distance(*sides)
@@ -103,6 +138,7 @@ class Region(Term):
             boxes,
             strides=self.strides,
             output_size=self.resolution,
+            sampling_ratio=self.sampling_ratio,
             distance=self.distance,
             adapter=as_pair(self.adapter),
         )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.profiler import record_function
@@ -14,8 +15,8 @@ from torch.profiler import record_function
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
 from hkd_d2.distillation.term import one_of
-from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.ignore import split_ignore
+from hkd_d2.modeling.stages import check_detector, check_fused_pooler, detector_spec, stages_of
 from hkd_d2.modeling.teacher import Teacher
 
 # Unweighted losses and weights are logged once in this many iterations, as Detectron2's writers
@@ -36,7 +37,8 @@ class HKDDetector(nn.Module):
     it follows ``.to()`` and a deep copy shares it.
 
     Args:
-        student (GeneralizedRCNN): with an RPN and StandardROIHeads or subclasses of them.
+        student (nn.Module): a GeneralizedRCNN with an RPN and StandardROIHeads or CascadeROIHeads,
+            a RetinaNet, an FCOS, or subclasses of them.
         teacher (Teacher or None): None where no term reads one.
         terms (nn.ModuleDict): name to :class:`~hkd_d2.distillation.Term`.
         gradient_share_period (int): see ``HKD.GRADIENT_SHARE_PERIOD``.
@@ -65,7 +67,7 @@ class HKDDetector(nn.Module):
         channels_last: bool = True,
     ):
         super().__init__()
-        two_stage.check_two_stage(student, "student")
+        check_detector(student, "student")
         self.student = student
         self.terms = terms.to(student.device)
         self.teacher = teacher
@@ -74,9 +76,9 @@ class HKDDetector(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.stage = record_function
         if self.fused_pooler:
-            two_stage.check_fused_pooler(student, "student")
+            check_fused_pooler(student, "student")
             if teacher is not None:
-                two_stage.check_fused_pooler(teacher.model, "teacher")
+                check_fused_pooler(teacher.model, "teacher")
         if teacher is None and any(term.needs for term in terms.values()):
             raise ValueError("The distillation terms read a teacher and none is given.")
         if teacher is not None:
@@ -93,21 +95,19 @@ class HKDDetector(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         name = cfg.HKD.STUDENT.META_ARCHITECTURE
         if name not in META_ARCH_REGISTRY or not issubclass(
-            META_ARCH_REGISTRY.get(name), GeneralizedRCNN
+            META_ARCH_REGISTRY.get(name), (GeneralizedRCNN, DenseDetector)
         ):
             raise ValueError(
                 f"HKD.STUDENT.META_ARCHITECTURE is '{name}'; the student has to be a "
-                "GeneralizedRCNN."
+                "GeneralizedRCNN, a RetinaNet or an FCOS."
             )
         student = META_ARCH_REGISTRY.get(name)(cfg)
-        two_stage.check_two_stage(student, "student")
+        check_detector(student, "student")
         # The student's run must not depend on who else is in the room.
         with forked_random_state():
             reads_teacher = any(term.needs for term in find_terms(cfg).values())
             teacher = Teacher.from_config(cfg) if reads_teacher else None
-            terms = build_terms(
-                cfg, two_stage.detector_spec(student), teacher.spec if teacher else None
-            )
+            terms = build_terms(cfg, detector_spec(student), teacher.spec if teacher else None)
         return {
             "student": student,
             "teacher": teacher,
@@ -133,12 +133,7 @@ class HKDDetector(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
 
-        student, heads, rpn, stage = (
-            self.student,
-            self.student.roi_heads,
-            self.student.proposal_generator,
-            self.stage,
-        )
+        student, stage, stages = self.student, self.stage, stages_of(self.student)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         targets = as_targets(instances)
         iteration = get_event_storage().iter
@@ -161,23 +156,12 @@ class HKDDetector(nn.Module):
                 padded = tuple(images.tensor.shape[-2:])
                 theirs = self.teacher.features(batched_inputs, padded, self.memory_format)
 
-        # (b) the student's RPN, its labels, and the boxes that both networks will look at
-        with stage("student.rpn"):
-            ours.dense = two_stage.dense_stage(rpn, ours.features)
-            labels, matched_boxes = rpn.label_and_sample_anchors(ours.dense.anchors, instances)
-            proposal_losses = rpn.losses(
-                ours.dense.anchors, ours.dense.logits, labels, ours.dense.deltas, matched_boxes
-            )
-            ours.proposals = two_stage.proposal_stage(rpn, ours.dense, images)
-            ours.sampled = heads.label_and_sample_proposals(ours.proposals, instances)
-            boxes = [x.proposal_boxes for x in ours.sampled]
-
-        # (c) box branches on these boxes
-        with stage("student.box_branch"):
-            ours.regions = two_stage.region_stage(
-                heads, ours.features, boxes, two_stage.WHOLE_BOX_BRANCH, self.fused_pooler
-            )
+        # (b, c) the student's dense head, labels, and the boxes that both networks will look at
+        losses_so_far = stages.advance_student(
+            student, ours, instances, needs, self.fused_pooler, stage
+        )
         if theirs is not None:
+            boxes = None if ours.sampled is None else [x.proposal_boxes for x in ours.sampled]
             with stage("teacher.branches"):
                 self.teacher.advance(theirs, boxes, needs, self.fused_pooler)
 
@@ -187,12 +171,12 @@ class HKDDetector(nn.Module):
             with stage(f"term.{name}"):
                 raw[name] = term(ours, theirs, targets)
         with stage("student.losses"):
-            losses = two_stage.box_losses(heads, ours.regions, ours.sampled)
-            losses.update(heads._forward_mask(ours.features, ours.sampled))
-            losses.update(heads._forward_keypoint(ours.features, ours.sampled))
-            losses.update(proposal_losses)
-        if student.vis_period > 0 and iteration % student.vis_period == 0:
-            student.visualize_training(batched_inputs, ours.proposals)
+            losses = stages.student_losses(student, ours)
+            losses.update(losses_so_far)
+        # Detectron2's one-stage detectors show nothing in training.
+        if ours.proposals is not None and student.vis_period > 0:
+            if iteration % student.vis_period == 0:
+                student.visualize_training(batched_inputs, ours.proposals)
 
         for name, term in self.terms.items():
             if name in raw:

@@ -6,6 +6,7 @@ import math
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import FPN
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,8 +58,9 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     computed: a copy of the model runs on tensors without data.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN with an RPN and standard box head, or a one-stage
-            detector with ``head`` and ``head_in_features``.
+        model (nn.Module): a GeneralizedRCNN with an RPN and standard or cascade heads, every stage
+            of which looks at these boxes, or a one-stage detector with ``head`` and
+            ``head_in_features``.
         size (tuple[int, int]): height and width of the image in pixels; padded to the backbone's
             size divisibility as at inference.
 
@@ -95,9 +97,17 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
         boxes = rpn.post_nms_topk[False]
         channels = backbone.output_shape()[roi_heads.box_in_features[0]].channels
         pooled = torch.empty(boxes, channels, *roi_heads.box_pooler.output_size, device="meta")
-        hidden, pooled = _run(roi_heads.box_head, pooled)
-        predictions, _ = _run(roi_heads.box_predictor, pooled)
-        gflops["box head"] = hidden + predictions
+        cascade = isinstance(roi_heads, CascadeROIHeads)
+        stages = (
+            zip(roi_heads.box_head, roi_heads.box_predictor, strict=True)
+            if cascade
+            else [(roi_heads.box_head, roi_heads.box_predictor)]
+        )
+        gflops["box head"] = 0.0
+        for head, predictor in stages:
+            hidden, features = _run(head, pooled)
+            predictions, _ = _run(predictor, features)
+            gflops["box head"] += hidden + predictions
     else:
         gflops["head"], _ = _run(model.head, [features[name] for name in model.head_in_features])
     gflops["total"] = sum(gflops.values())

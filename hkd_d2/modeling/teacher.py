@@ -9,9 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
 from hkd_d2.distillation.detector_pass import DetectorPass
-from hkd_d2.distillation.term import DENSE, HIDDEN, POOLED, PREDICTIONS, PROPOSALS
-from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.modeling.stages import check_detector, detector_spec, stages_of
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -23,7 +22,8 @@ class Teacher:
     copy shares it.
 
     Args:
-        model (GeneralizedRCNN): put into eval mode, its parameters frozen.
+        model (nn.Module): a GeneralizedRCNN, RetinaNet or FCOS, as the student may be; put into
+            eval mode, its parameters frozen.
         input_format (str): channel order that the teacher was trained with, ``INPUT.FORMAT``.
         student_format (str): channel order of the images that it will be given.
         precision (str): fp32 | fp16 | bf16, by autocast.
@@ -33,7 +33,7 @@ class Teacher:
     """
 
     def __init__(self, model, *, input_format="BGR", student_format="BGR", precision="fp32"):
-        two_stage.check_two_stage(model, "teacher")
+        check_detector(model, "teacher")
         if precision not in PRECISIONS:
             raise ValueError(
                 f"HKD.TEACHER.PRECISION is '{precision}'; choose from {', '.join(PRECISIONS)}."
@@ -53,7 +53,7 @@ class Teacher:
     @property
     def spec(self):
         """Its :class:`DetectorSpec`."""
-        return two_stage.detector_spec(self.model)
+        return detector_spec(self.model)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Teacher":
@@ -121,30 +121,20 @@ class Teacher:
     def advance(
         self,
         teacher_pass: DetectorPass,
-        boxes: list,
+        boxes: list | None,
         needs: frozenset,
         fused_pooler: bool = False,
     ) -> None:
-        """Fill the later stages as far as ``needs`` asks, on the student's ``boxes``."""
-        model = self.model
+        """Fill the later stages as far as ``needs`` asks, on the student's ``boxes``.
+
+        Args:
+            boxes (list[Boxes] or None): None for a one-stage student, beside which no term reads
+                the box branch.
+        """
         with self._autocast():
-            if needs & {DENSE, PROPOSALS}:
-                teacher_pass.dense = two_stage.dense_stage(
-                    model.proposal_generator, teacher_pass.features
-                )
-            if PROPOSALS in needs:
-                teacher_pass.proposals = two_stage.proposal_stage(
-                    model.proposal_generator, teacher_pass.dense, teacher_pass.images
-                )
-            if needs & {POOLED, HIDDEN, PREDICTIONS}:
-                features = teacher_pass.features
-                if not fused_pooler:
-                    # Detectron2 rounds boxes to the precision of the features that it pools.
-                    names = model.roi_heads.box_in_features
-                    features = {name: features[name].float() for name in names}
-                teacher_pass.regions = two_stage.region_stage(
-                    model.roi_heads, features, boxes, needs, fused_pooler
-                )
+            stages_of(self.model).advance_teacher(
+                self.model, teacher_pass, boxes, needs, fused_pooler
+            )
 
     def _autocast(self):
         device = self.model.device.type

@@ -11,10 +11,21 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 
-from hkd_d2.distillation.detector_pass import DenseOutputs, RegionOutputs
-from hkd_d2.distillation.term import HIDDEN, POOLED, PREDICTIONS, DetectorSpec
+from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, RegionOutputs
+from hkd_d2.distillation.term import (
+    DENSE,
+    HIDDEN,
+    POOLED,
+    PREDICTIONS,
+    PROPOSALS,
+    DenseSpec,
+    DetectorSpec,
+)
+from hkd_d2.modeling.ignore import label_anchors
 from hkd_d2.ops import multilevel_roi_align
 
 # What a training step needs of its own box branch.
@@ -30,13 +41,13 @@ def check_two_stage(model, role: str) -> None:
     if not (
         isinstance(model, GeneralizedRCNN) and type(model).forward is GeneralizedRCNN.forward
     ):  # a subclass with a forward of its own may have losses that these stages do not
-        found, wanted = type(model).__name__, "MODEL.META_ARCHITECTURE GeneralizedRCNN"
+        found = type(model).__name__
+        wanted = "MODEL.META_ARCHITECTURE GeneralizedRCNN, RetinaNet or FCOS"
     elif not isinstance(model.proposal_generator, RPN):
         found, wanted = type(model.proposal_generator).__name__, "an RPN as proposal generator"
-    elif not isinstance(model.roi_heads, StandardROIHeads) or isinstance(
-        model.roi_heads, CascadeROIHeads
-    ):
-        found, wanted = type(model.roi_heads).__name__, "StandardROIHeads or a subclass"
+    elif not isinstance(model.roi_heads, StandardROIHeads):
+        found = type(model.roi_heads).__name__
+        wanted = "StandardROIHeads, CascadeROIHeads or a subclass"
     else:
         return
     raise ValueError(f"The {role} has {found}; distillation needs {wanted}.")
@@ -65,16 +76,92 @@ def check_fused_pooler(model: GeneralizedRCNN, role: str) -> None:
 
 def detector_spec(model: GeneralizedRCNN) -> DetectorSpec:
     """Read the shapes that terms need off a built detector."""
-    heads = model.roi_heads
+    heads, rpn = model.roi_heads, model.proposal_generator
+    _, predictor = first_stage(heads)
     return DetectorSpec(
         levels=model.backbone.output_shape(),
         roi_levels=list(heads.box_in_features),
         pooler_resolution=heads.box_pooler.output_size[0],
-        hidden_channels=heads.box_predictor.cls_score.in_features,
+        hidden_channels=predictor.cls_score.in_features,
         num_classes=heads.num_classes,
-        class_agnostic_deltas=heads.box_predictor.bbox_pred.out_features == 4,
-        delta_weights=tuple(heads.box_predictor.box2box_transform.weights),
+        class_agnostic_deltas=predictor.bbox_pred.out_features == 4,
+        delta_weights=tuple(predictor.box2box_transform.weights),
+        dense=DenseSpec.of("RPN", rpn.anchor_generator, rpn.box2box_transform),
     )
+
+
+def first_stage(heads: StandardROIHeads):
+    """The box head and predictor that look at the sampled boxes: of a cascade the first ones."""
+    if isinstance(heads, CascadeROIHeads):
+        return heads.box_head[0], heads.box_predictor[0]
+    return heads.box_head, heads.box_predictor
+
+
+def advance_student(
+    model: GeneralizedRCNN, found: DetectorPass, instances, needs: frozenset, fused_pooler, stage
+) -> dict[str, torch.Tensor]:
+    """Fill a student's pass from its features on, in Detectron2's order.
+
+    Args:
+        instances (list[Instances]): ground truth, on the student's device.
+        needs (frozenset): what terms read; the step itself needs everything but the labels.
+        fused_pooler (bool): see :func:`pool_boxes`.
+        stage (callable): context manager to enter, with its name, around each stage.
+
+    Returns:
+        dict[str, Tensor]: the losses of the RPN, which Detectron2 computes before the box branch.
+    """
+    rpn, heads = model.proposal_generator, model.roi_heads
+    with stage("student.rpn"):
+        found.dense = dense_stage(rpn, found.features)
+        anchors = found.dense.anchors
+        labels, matched_boxes = rpn.label_and_sample_anchors(anchors, instances)
+        losses = rpn.losses(anchors, found.dense.logits, labels, found.dense.deltas, matched_boxes)
+        if DENSE in needs:
+            unsampled, _ = label_anchors(rpn, anchors, instances)
+            found.dense.labels = [torch.where(x < 0, x, 1 - x).long() for x in unsampled]
+        found.proposals = proposal_stage(rpn, found.dense, found.images)
+        found.sampled = heads.label_and_sample_proposals(found.proposals, instances)
+    with stage("student.box_branch"):
+        boxes = [x.proposal_boxes for x in found.sampled]
+        found.regions = region_stage(heads, found.features, boxes, WHOLE_BOX_BRANCH, fused_pooler)
+        if isinstance(heads, CascadeROIHeads):
+            cascade_stages(
+                heads, found.features, found.regions, found.sampled, fused_pooler, instances
+            )
+    return losses
+
+
+def student_losses(model: GeneralizedRCNN, found: DetectorPass) -> dict[str, torch.Tensor]:
+    """Detectron2's losses of the ROI heads."""
+    heads = model.roi_heads
+    losses = box_losses(heads, found.regions, found.sampled)
+    losses.update(heads._forward_mask(found.features, found.sampled))
+    losses.update(heads._forward_keypoint(found.features, found.sampled))
+    return losses
+
+
+def advance_teacher(
+    model: GeneralizedRCNN, found: DetectorPass, boxes, needs: frozenset, fused_pooler: bool
+) -> None:
+    """Fill a teacher's pass as far as ``needs`` asks, on the student's ``boxes``."""
+    rpn, heads = model.proposal_generator, model.roi_heads
+    if needs & {DENSE, PROPOSALS}:
+        found.dense = dense_stage(rpn, found.features)
+    if PROPOSALS in needs:
+        found.proposals = proposal_stage(rpn, found.dense, found.images)
+    if needs & WHOLE_BOX_BRANCH:
+        features = found.features
+        if not fused_pooler:
+            # Detectron2 rounds boxes to the precision of the features that it pools.
+            features = {name: features[name].float() for name in heads.box_in_features}
+        found.regions = region_stage(heads, features, boxes, needs, fused_pooler)
+        if isinstance(heads, CascadeROIHeads) and PREDICTIONS in needs:
+            given = [
+                Instances(size, proposal_boxes=b)
+                for size, b in zip(found.images.image_sizes, boxes, strict=True)
+            ]
+            cascade_stages(heads, features, found.regions, given, fused_pooler)
 
 
 def dense_stage(rpn: RPN, features: dict[str, torch.Tensor]) -> DenseOutputs:
@@ -101,14 +188,13 @@ def proposal_stage(rpn: RPN, dense: DenseOutputs, images: ImageList) -> list[Ins
     return rpn.predict_proposals(dense.anchors, dense.logits, dense.deltas, images.image_sizes)
 
 
-def region_stage(
+def pool_boxes(
     heads: StandardROIHeads,
     features: dict[str, torch.Tensor],
     boxes: list[Boxes],
-    needs: frozenset,
     fused_pooler: bool = False,
-) -> RegionOutputs:
-    """Pool ``boxes`` and run the box branch as deep as ``needs`` asks.
+) -> torch.Tensor:
+    """Pool ``boxes`` from the levels of the box branch, (R, C, P, P).
 
     Args:
         fused_pooler (bool): pool by :func:`hkd_d2.ops.multilevel_roi_align`, which
@@ -116,28 +202,106 @@ def region_stage(
     """
     maps = [features[name] for name in heads.box_in_features]
     pooler = heads.box_pooler
-    if fused_pooler:
-        pooled = multilevel_roi_align(
-            maps,
-            [b.tensor for b in boxes],
-            strides=[1 / p.spatial_scale for p in pooler.level_poolers],
-            output_size=pooler.output_size,
-            sampling_ratio=pooler.level_poolers[0].sampling_ratio,
-        )
-    else:
-        pooled = pooler(maps, boxes)
-    regions = RegionOutputs(boxes=boxes, pooled=pooled)
+    if not fused_pooler:
+        return pooler(maps, boxes)
+    return multilevel_roi_align(
+        maps,
+        [b.tensor for b in boxes],
+        strides=[1 / p.spatial_scale for p in pooler.level_poolers],
+        output_size=pooler.output_size,
+        sampling_ratio=pooler.level_poolers[0].sampling_ratio,
+    )
+
+
+def region_stage(
+    heads: StandardROIHeads,
+    features: dict[str, torch.Tensor],
+    boxes: list[Boxes],
+    needs: frozenset,
+    fused_pooler: bool = False,
+) -> RegionOutputs:
+    """Pool ``boxes`` and run the box branch, of a cascade its first stage, as deep as ``needs``."""
+    regions = RegionOutputs(boxes=boxes, pooled=pool_boxes(heads, features, boxes, fused_pooler))
+    head, predictor = first_stage(heads)
     if needs & {HIDDEN, PREDICTIONS}:
-        regions.hidden = heads.box_head(pooled)
+        regions.hidden = head(_stage_input(heads, regions.pooled))
     if PREDICTIONS in needs:
-        regions.class_logits, regions.deltas = heads.box_predictor(regions.hidden)
+        regions.class_logits, regions.deltas = predictor(regions.hidden)
     return regions
+
+
+def cascade_stages(
+    heads: CascadeROIHeads,
+    features: dict[str, torch.Tensor],
+    regions: RegionOutputs,
+    boxes: list[Instances],
+    fused_pooler: bool = False,
+    gt_instances: list[Instances] | None = None,
+) -> None:
+    """Run the later stages of a cascade, each on the boxes that the one before predicted.
+
+    Fills ``regions.stages`` and puts the averaged classes into ``regions.class_logits``. In
+    training Detectron2 drops boxes between stages; a row averages over the stages that saw it.
+
+    Args:
+        boxes (list[Instances]): with ``proposal_boxes``, those of ``regions``.
+        gt_instances (list[Instances]): ground truth, in training.
+    """
+    predictions = regions.class_logits, regions.deltas
+    regions.stages = [(predictions, boxes)]
+    image_sizes = [x.image_size for x in boxes]
+    log_probs = regions.class_logits.log_softmax(1)
+    every_stage = [log_probs]
+    rows = torch.arange(len(log_probs), device=log_probs.device).split([len(x) for x in boxes])
+    for k in range(1, heads.num_cascade_stages):
+        with torch.no_grad():
+            refined = heads.box_predictor[k - 1].predict_boxes(predictions, boxes)
+            boxes = heads._create_proposals_from_boxes(refined, image_sizes)
+            if heads.training:
+                rows = [
+                    r[_stays(b, size)]
+                    for r, b, size in zip(rows, refined, image_sizes, strict=True)
+                ]
+            for x, r in zip(boxes, rows, strict=True):
+                x.row = r  # labelling may drop boxes of ignore regions
+            if gt_instances is not None:
+                boxes = heads._match_and_label_boxes(boxes, k, gt_instances)
+            rows = [x.row for x in boxes]
+        pooled = pool_boxes(heads, features, [x.proposal_boxes for x in boxes], fused_pooler)
+        predictions = heads.box_predictor[k](heads.box_head[k](_stage_input(heads, pooled)))
+        regions.stages.append((predictions, boxes))
+        unseen = torch.full_like(log_probs, -torch.inf)
+        every_stage.append(unseen.index_copy(0, torch.cat(rows), predictions[0].log_softmax(1)))
+    every_stage = torch.stack(every_stage)
+    seen = every_stage.isfinite().all(2).sum(0)
+    regions.class_logits = every_stage.logsumexp(0) - seen.log()[:, None]
+
+
+def _stage_input(heads: StandardROIHeads, pooled: torch.Tensor) -> torch.Tensor:
+    """What a box head gets; in training a cascade shares one step on the features among stages."""
+    if isinstance(heads, CascadeROIHeads) and heads.training:
+        return _ScaleGradient.apply(pooled, 1.0 / heads.num_cascade_stages)
+    return pooled
+
+
+def _stays(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Which predicted boxes a cascade in training passes on: those with an area in the image."""
+    boxes = Boxes(boxes.detach())
+    boxes.clip(image_size)
+    return boxes.nonempty()
 
 
 def box_losses(
     heads: StandardROIHeads, regions: RegionOutputs, sampled: list[Instances]
 ) -> dict[str, torch.Tensor]:
     """Detectron2's losses of the box branch; as there, may move ``sampled`` to predicted boxes."""
+    if isinstance(heads, CascadeROIHeads):
+        losses = {}
+        for k, (predictions, boxes) in enumerate(regions.stages):
+            with get_event_storage().name_scope(f"stage{k}"):
+                of_stage = heads.box_predictor[k].losses(predictions, boxes)
+            losses.update({f"{name}_stage{k}": loss for name, loss in of_stage.items()})
+        return losses
     predictions = (regions.class_logits, regions.deltas)
     losses = heads.box_predictor.losses(predictions, sampled)
     if heads.train_on_pred_boxes:

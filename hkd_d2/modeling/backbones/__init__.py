@@ -3,8 +3,14 @@
 Importing the package registers their builders with Detectron2.
 """
 
-from .library_body import LibraryBody, build_library_backbone, build_library_fpn_backbone
+from .library_body import (
+    LibraryBody,
+    build_library_backbone,
+    build_library_fpn_backbone,
+    build_retinanet_library_fpn_backbone,
+)
 from .slim_resnet import (
+    build_retinanet_slim_resnet_fpn_backbone,
     build_slim_resnet_backbone,
     build_slim_resnet_fpn_backbone,
     slice_resnet_state_dict,
@@ -14,6 +20,8 @@ __all__ = [
     "LibraryBody",
     "build_library_backbone",
     "build_library_fpn_backbone",
+    "build_retinanet_library_fpn_backbone",
+    "build_retinanet_slim_resnet_fpn_backbone",
     "build_slim_resnet_backbone",
     "build_slim_resnet_fpn_backbone",
     "slice_resnet_state_dict",

@@ -117,6 +117,12 @@ def build_library_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return attach_fpn(cfg, build_library_backbone(cfg, input_shape))
 
 
+@BACKBONE_REGISTRY.register()
+def build_retinanet_library_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_library_backbone` under an FPN for one-stage detectors: p3 to p7."""
+    return attach_fpn(cfg, build_library_backbone(cfg, input_shape), one_stage=True)
+
+
 def _torchvision_body(cfg: CfgNode, name: str, norm: str) -> LibraryBody:
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(

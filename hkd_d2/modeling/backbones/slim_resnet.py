@@ -92,6 +92,12 @@ def build_slim_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return attach_fpn(cfg, build_slim_resnet_backbone(cfg, input_shape))
 
 
+@BACKBONE_REGISTRY.register()
+def build_retinanet_slim_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_slim_resnet_backbone` under an FPN for one-stage detectors: p3 to p7."""
+    return attach_fpn(cfg, build_slim_resnet_backbone(cfg, input_shape), one_stage=True)
+
+
 def slice_resnet_state_dict(
     full: Mapping[str, torch.Tensor], body: ResNet
 ) -> dict[str, torch.Tensor]:
