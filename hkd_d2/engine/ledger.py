@@ -29,9 +29,9 @@ from hkd_d2.data.datasets.synthetic import Difficulty, generate_streets
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.distillation import build_terms
 from hkd_d2.engine.solver import build_optimizer
-from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.meta_arch import HKDDetector
+from hkd_d2.modeling.stages import detector_spec
 from hkd_d2.modeling.teacher import Teacher, load_teacher_config
 from hkd_d2.ops import _library
 
@@ -130,8 +130,8 @@ def training_steps(
             weights are random, which costs the same time.
         batch (list[dict]): what the steps will be given.
         weights (str): checkpoint of a trained student; without one its weights are random.
-        proposals (list[Instances]): per image, what the heads get in place of the RPN's own, which
-            does its work none the less. Without them and without ``weights``, whose RPN would
+        proposals (list[Instances]): per image, what a two-stage student's heads get in place of the
+            RPN's own, which does its work none the less. Without them and without ``weights``, whose RPN would
             propose anchors, they are :func:`street_proposals`.
         providers: of :data:`PROVIDERS`.
     """
@@ -142,7 +142,7 @@ def training_steps(
     student = build_model(cfg).train()
     if weights:
         DetectionCheckpointer(student).load(weights)
-    elif proposals is None:
+    elif proposals is None and hasattr(student, "proposal_generator"):
         proposals = street_proposals(cfg, batch, student.device)
 
     teacher = None
@@ -172,7 +172,7 @@ def training_steps(
             model = HKDDetector(
                 student=detector,
                 teacher=teacher,
-                terms=build_terms(cfg, two_stage.detector_spec(detector), teacher.spec),
+                terms=build_terms(cfg, detector_spec(detector), teacher.spec),
                 pooler=cfg.HKD.POOLER if fused else "torchvision",
                 channels_last=cfg.HKD.CHANNELS_LAST and fused,
             ).train()

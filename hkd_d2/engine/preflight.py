@@ -7,6 +7,7 @@ import logging
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -15,7 +16,7 @@ from torch import nn
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files
 from hkd_d2.data.mapper import is_ignored
-from hkd_d2.modeling.ignore import IgnoreAwareROIHeads, IgnoreAwareRPN
+from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,21 @@ def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]
         datasets (dict[str, list[dict]]): from :func:`check_data`.
     """
     detector = getattr(model, "student", model)
-    rpn, heads = (getattr(detector, n, None) for n in ("proposal_generator", "roi_heads"))
-    aware = isinstance(rpn, IgnoreAwareRPN) and isinstance(heads, IgnoreAwareROIHeads)
+    if isinstance(detector, DenseDetector):
+        aware, known = (
+            isinstance(detector, IgnoreAwareDense),
+            getattr(detector, "num_classes", None),
+        )
+        key = "MODEL.RETINANET.NUM_CLASSES"
+        remedy = "the meta-architecture of the student to IgnoreAwareRetinaNet or IgnoreAwareFCOS"
+    else:
+        rpn, heads = (getattr(detector, n, None) for n in ("proposal_generator", "roi_heads"))
+        aware = isinstance(rpn, IgnoreAwareRPN) and isinstance(heads, IgnoreAwareROIHeads)
+        key, known = "MODEL.ROI_HEADS.NUM_CLASSES", getattr(heads, "num_classes", None)
+        remedy = (
+            "MODEL.PROPOSAL_GENERATOR.NAME to IgnoreAwareRPN and MODEL.ROI_HEADS.NAME to "
+            "IgnoreAwareROIHeads or IgnoreAwareCascadeROIHeads"
+        )
     for name, records in datasets.items():
         rows = [row for record in records for row in record["annotations"]]
         counted = [
@@ -60,14 +74,13 @@ def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]
         if len(counted) < len(rows) and not aware:
             raise ValueError(
                 f"'{name}' has {len(rows) - len(counted)} boxes to be ignored, which the model's "
-                "heads would take for objects; set MODEL.PROPOSAL_GENERATOR.NAME to IgnoreAwareRPN "
-                "and MODEL.ROI_HEADS.NAME to IgnoreAwareROIHeads."
+                f"heads would take for objects; set {remedy}."
             )
         top = max((row["category_id"] for row in counted), default=-1)
-        if heads is not None and top >= heads.num_classes:
+        if known is not None and top >= known:
             raise ValueError(
-                f"'{name}' has {top + 1} classes and MODEL.ROI_HEADS.NUM_CLASSES is "
-                f"{heads.num_classes}; set it to {top + 1} or mark the other classes ignore."
+                f"'{name}' has {top + 1} classes and {key} is {known}; set it to {top + 1} or mark "
+                "the other classes ignore."
             )
 
 
@@ -86,7 +99,8 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     """Run one training forward on a noise image and check that each term is alive.
 
     A term is alive if its unweighted loss is finite and depends on some parameter of the student.
-    The model's buffers and every random state are put back.
+    The model's buffers, its running mean of objects (one-stage) and every random state are put
+    back.
 
     Returns:
         dict[str, float]: the unweighted losses.
@@ -94,6 +108,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     if not isinstance(model, HKDDetector) or not len(model.terms):
         return {}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
+    running_mean = vars(model.student).get("loss_normalizer")
     student_parameters = [p for p in model.student.parameters() if p.requires_grad]
     raw = {}
     hooks = [
@@ -112,6 +127,10 @@ def check_terms(model: nn.Module) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
         model.train(training)
+        # Detectron2's one-stage detectors keep it as an attribute, absent before the first step.
+        vars(model.student).pop("loss_normalizer", None)
+        if running_mean is not None:
+            model.student.loss_normalizer = running_mean
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])

@@ -117,8 +117,8 @@ class IgnoreAwareCascadeROIHeads(IgnoreAwareROIHeads, CascadeROIHeads):
         return super()._match_and_label_boxes(kept, stage, objects)
 
 
-class _IgnoreAwareDense:
-    """The anchors of a one-stage detector, -1 where an ignore region covers the background."""
+class IgnoreAwareDense:
+    """Mixin of one-stage detectors: anchors of background in an ignore region have label -1."""
 
     @torch.no_grad()
     def label_anchors(self, anchors, gt_instances):
@@ -132,12 +132,12 @@ class _IgnoreAwareDense:
 
 
 @META_ARCH_REGISTRY.register()
-class IgnoreAwareRetinaNet(_IgnoreAwareDense, RetinaNet):
+class IgnoreAwareRetinaNet(IgnoreAwareDense, RetinaNet):
     """RetinaNet that learns no anchor of an ignore region as background."""
 
 
 @META_ARCH_REGISTRY.register()
-class IgnoreAwareFCOS(_IgnoreAwareDense, FCOS):
+class IgnoreAwareFCOS(IgnoreAwareDense, FCOS):
     """FCOS that learns no point of an ignore region as background."""
 
     # A logit at which the background costs nothing and has no slope, within half precision.
