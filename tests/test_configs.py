@@ -8,6 +8,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from hkd_d2.config import add_hkd_config
+from hkd_d2.distillation.term import check_same_anchors
+from hkd_d2.modeling.stages import detector_spec
 from hkd_d2.modeling.summary import count_parameters
 from hkd_d2.modeling.teacher import load_teacher_config
 
@@ -68,6 +70,22 @@ def test_anchors_have_pedestrian_heights(teacher):
     # A third of an octave from one to the next, over all levels.
     steps = [b / a for a, b in itertools.pairwise(heights)]
     assert steps == pytest.approx([2 ** (1 / 3)] * 14, rel=5e-3)
+
+
+@pytest.mark.parametrize("kind, anchors", [("retinanet", 3), ("fcos", 1)])
+def test_one_stage_pairs(kind, anchors):
+    """Six times smaller, and anchor by anchor comparable."""
+    heavy, small = (build(f"{role}_{kind}_citypersons.yaml") for role in ("teacher", "student"))
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (heavy, small)]
+    assert sizes[0] / sizes[1] >= 6.0
+    ours, theirs = detector_spec(small), detector_spec(heavy)
+    check_same_anchors("adl", ours.dense, theirs.dense)
+    assert [len(a) for a in ours.dense.cell_anchors] == [anchors] * 5
+    assert [s.stride for s in ours.levels.values()] == [8, 16, 32, 64, 128]
+    alone = load(CONFIGS / f"student_{kind}_citypersons.yaml")
+    distilled = load(CONFIGS / f"hkd_{kind}_citypersons.yaml")
+    distilled.MODEL.META_ARCHITECTURE = distilled.HKD.STUDENT.META_ARCHITECTURE
+    assert distilled.MODEL == alone.MODEL and distilled.SOLVER == alone.SOLVER
 
 
 @pytest.mark.parametrize("student", ["", "mobilenetv3_"])

@@ -131,8 +131,8 @@ def training_steps(
         batch (list[dict]): what the steps will be given.
         weights (str): checkpoint of a trained student; without one its weights are random.
         proposals (list[Instances]): per image, what a two-stage student's heads get in place of the
-            RPN's own, which does its work none the less. Without them and without ``weights``, whose RPN would
-            propose anchors, they are :func:`street_proposals`.
+            RPN's own, which does its work none the less. Without them and without ``weights``,
+            whose RPN would propose anchors, they are :func:`street_proposals`.
         providers: of :data:`PROVIDERS`.
     """
     cfg = cfg.clone()
