@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from small_detectors import one_stage_config
+from small_detectors import one_stage_config, save_teacher
 
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets.synthetic import generate_streets
@@ -101,10 +101,8 @@ def test_more_classes_than_the_head_has():
         preflight.check_labels(one_stage_config("RetinaNet"), model, data)
 
 
-@pytest.mark.parametrize("architecture", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("architecture", ["RetinaNet", "FCOS", "IgnoreAwareFCOS"])
 def test_checks_leave_no_trace(tmp_path, architecture):
-    from small_detectors import save_teacher
-
     cfg = one_stage_config(architecture)
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)
     cfg.MODEL.META_ARCHITECTURE, cfg.HKD.TERMS = (
