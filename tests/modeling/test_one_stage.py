@@ -222,6 +222,8 @@ def test_ignored_anchors_take_part_in_no_loss(build, architecture):
         features = model.backbone(model.preprocess_image(batch).tensor)
         dense = one_stage.dense_stage(model, features)
     instances = [x["instances"] for x in batch]
+    for x in instances:  # over the first object and beside it
+        x.gt_boxes.tensor[2] = torch.tensor([0.0, 0, 48, 64])
     objects = [x[~x.gt_ignore] for x in instances]
 
     def gradient(rows):
@@ -245,12 +247,13 @@ def test_ignored_anchors_take_part_in_no_loss(build, architecture):
         covered = (high - low).clamp(min=0).prod(1) / area >= 0.5
         background = labels0[image] == model.num_classes
         assert (covered & background).any() and (~covered & background).any()
+        assert (covered & (labels0[image] == 0)).any()  # an object in there stays one
         assert (labels[image][covered & background] == -1).all()
         kept = ~(covered & background)
         assert torch.equal(labels[image][kept], labels0[image][kept])
     ignored = (labels < 0) & (labels0 >= 0)
     assert (grads[ignored] == 0).all() and (grads0[ignored] != 0).all()
-    assert torch.equal(grads[~ignored], grads0[~ignored])
+    assert torch.allclose(grads[~ignored], grads0[~ignored], rtol=1e-5, atol=0)
     box_losses = [k for k in losses if k not in ("loss_cls", "loss_fcos_cls")]
     assert all(torch.equal(losses[k], losses0[k]) for k in box_losses)
 
@@ -273,9 +276,10 @@ def test_teachers_boxes_are_its_detections(one_stage_teachers, build, architectu
     teacher = build(cfg).teacher
     batch = make_batch()
     found = teacher.features(batch, (64, 96))
+    teacher.advance(found, None, frozenset({DENSE}))
+    logits = found.dense.logits
     teacher.advance(found, None, frozenset({DENSE, PROPOSALS}))
-    logits = [x.clone() for x in found.dense.logits]
-    teacher.advance(found, None, frozenset({DENSE, PROPOSALS}))
+    # Decoding leaves the logits to the terms as they were.
     assert all(torch.equal(a, b) for a, b in zip(logits, found.dense.logits, strict=True))
     with torch.no_grad():
         detected = teacher.model([{**x, "image": x["image"]} for x in batch])
