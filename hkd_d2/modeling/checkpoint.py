@@ -82,8 +82,9 @@ class StudentCheckpointer(DetectionCheckpointer):
         finally:
             self._log_incompatible_keys = log
         found = seen[0]
-        # Heads for masks or keypoints may be left over; a deeper body or box head may not.
-        extra = [k for k in found.unexpected_keys if k.startswith(("backbone.", "roi_heads.box_"))]
+        # Heads for masks or keypoints may be left over; a deeper body, box or dense head may not.
+        parts = ("backbone.", "roi_heads.box_", "head.")
+        extra = [k for k in found.unexpected_keys if k.startswith(parts)]
         if found.incorrect_shapes:
             key, in_file, in_model = found.incorrect_shapes[0]
             wrong = (

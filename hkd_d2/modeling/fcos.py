@@ -46,3 +46,8 @@ class FCOS(fcos.FCOS):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, *others):
+        """As Detectron2's, under autocast as well: its GIoU takes boxes of one precision only."""
+        pred_anchor_deltas = [x.float() for x in pred_anchor_deltas]
+        return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, *others)

@@ -1,4 +1,4 @@
-"""One-stage runs by the trainer: the configs of the repository in small, and their checks."""
+"""One-stage and cascade runs by the trainer: the repository's configs in small, the checks."""
 
 import json
 from pathlib import Path
@@ -58,15 +58,17 @@ def train(cfg):
 @pytest.mark.parametrize(
     "kind, presets",
     [
+        ("cascade", ["hkd_citypersons.yaml"]),
         ("retinanet", ["hkd_retinanet_citypersons.yaml", "methods/adl.yaml"]),
         ("fcos", ["hkd_fcos_citypersons.yaml"]),
     ],
 )
-def test_every_one_stage_config_trains(streets, tmp_path, kind, presets):
+def test_every_config_trains(streets, tmp_path, kind, presets):
     results = train(in_small(f"teacher_{kind}_citypersons.yaml", streets, tmp_path / "teacher"))
     assert {"miss_rate", "bbox"} <= set(results)
     weights = str(tmp_path / "teacher" / "model_final.pth")
-    plain_cfg = in_small(f"student_{kind}_citypersons.yaml", streets, tmp_path / "student")
+    student = "student" if kind == "cascade" else f"student_{kind}"
+    plain_cfg = in_small(f"{student}_citypersons.yaml", streets, tmp_path / "student")
     train(plain_cfg)
     teacher_config = tmp_path / "teacher.yaml"
     teacher_cfg = in_small(f"teacher_{kind}_citypersons.yaml", streets, tmp_path / "teacher")

@@ -134,6 +134,35 @@ def test_distilled_checkpoint_serves_the_plain_config(
             assert torch.equal(ours.scores, theirs.scores)
 
 
+def test_weights_of_a_deeper_head_are_refused(one_stage_teachers, build, tmp_path):
+    deeper = one_stage_config("RetinaNet", channels=32, width=0.5)
+    deeper.MODEL.RETINANET.NUM_CONVS = 2
+    _, weights = save_teacher(deeper, tmp_path)
+    cfg = distilling(one_stage_config("RetinaNet"), one_stage_teachers["RetinaNet"])
+    cfg.HKD.TEACHER.WEIGHTS = weights
+    with pytest.raises(ValueError, match="the model has no 'head.(cls|bbox)_subnet.2"):
+        build(cfg)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_precision_and_masks(one_stage_teachers, build, architecture, precision):
+    """Teacher in its own precision, student in autocast, pyramid under the objects."""
+    cfg = distilling(one_stage_config(architecture), one_stage_teachers[architecture])
+    cfg.HKD.TEACHER.PRECISION, cfg.HKD.PYRAMID.MASK = precision, "split"
+    cfg.HKD.REGION.BOXES = "teacher"
+    model = build(cfg)
+    found = []
+    for student_dtype in (torch.float32, torch.bfloat16):
+        with EventStorage(0), torch.autocast("cpu", student_dtype, student_dtype != torch.float32):
+            losses = model(make_batch())
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        found.append({k: v.item() for k, v in losses.items() if "hkd" in k})
+    for name in ("loss_hkd_pyramid", "loss_hkd_adl", "loss_hkd_logit"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.1), name
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_teacher_is_a_guest(one_stage_teachers, build, architecture):
     model = build(distilling(one_stage_config(architecture), one_stage_teachers[architecture]))
