@@ -24,7 +24,7 @@ DENSE_PARTS = PARTS[2:]
 
 @TERM_REGISTRY.register()
 class Logit(Term):
-    """The outputs of the box head or of the dense head, the third hierarchy of HKD (1909.09325).
+    """Outputs of the box or the dense head, the third hierarchy of HKD (arXiv 1909.09325).
 
     ``PARTS`` are added up, each with its entry of ``PART_WEIGHTS``. R is the number of sampled
     boxes of the batch.
