@@ -137,7 +137,22 @@ def add_hkd_config(cfg: CN) -> None:
     # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
     cfg.HKD.ADL.OUTER = "bce"
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
+    # ------------------------------------------------------------------ OSAKD term
+    cfg.HKD.OSAKD = CN()
+    # Weight of the term, the paper's lambda.
+    cfg.HKD.OSAKD.WEIGHT = 1.0
+    # Nearest neighbours that vote for the classes of a region.
+    cfg.HKD.OSAKD.K = 10
+    # Embeddings of earlier regions that are kept, the same number of every class.
+    cfg.HKD.OSAKD.BANK_SIZE = 4096
+    # Embeddings in the bank from which on the term acts.
+    cfg.HKD.OSAKD.READY_AT = 1024
+    # Votes that every class has beforehand.
+    cfg.HKD.OSAKD.SMOOTHING = 0.1
+    # Distance of the student's class probabilities from the neighbours': kl | mse.
+    cfg.HKD.OSAKD.LOSS = "kl"
+
+    for name in ("PYRAMID", "REGION", "LOGIT", "ADL", "OSAKD"):
         term = cfg.HKD[name]
         # Weight over time; iterations of this run.
         term.SCHEDULE = CN()
@@ -194,6 +209,7 @@ def add_hkd_config(cfg: CN) -> None:
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.osakd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401
