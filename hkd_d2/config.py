@@ -152,7 +152,18 @@ def add_hkd_config(cfg: CN) -> None:
     # Distance of the student's class probabilities from the neighbours': kl | mse.
     cfg.HKD.OSAKD.LOSS = "kl"
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL", "OSAKD"):
+    # ------------------------------------------------------------------ LW-KD term
+    cfg.HKD.LWKD = CN()
+    # Weight of the term.
+    cfg.HKD.LWKD.WEIGHT = 1.0
+    # Temperature of both sides' class probabilities.
+    cfg.HKD.LWKD.TEMPERATURE = 4.0
+    # Weight of the student's adversarial loss beside the divergence.
+    cfg.HKD.LWKD.ADVERSARIAL_WEIGHT = 0.1
+    # Learning rate of the discriminator, at the height of SOLVER's schedule.
+    cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
+
+    for name in ("PYRAMID", "REGION", "LOGIT", "ADL", "OSAKD", "LWKD"):
         term = cfg.HKD[name]
         # Weight over time; iterations of this run.
         term.SCHEDULE = CN()
@@ -209,6 +220,7 @@ def add_hkd_config(cfg: CN) -> None:
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.lwkd  # noqa: E402, F401
 import hkd_d2.distillation.osakd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401

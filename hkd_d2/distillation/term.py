@@ -195,6 +195,10 @@ class Term(nn.Module):
         """Return the unweighted loss, a float32 scalar."""
         raise NotImplementedError
 
+    def parameter_groups(self) -> list[dict]:
+        """Groups for the optimizer of parameters with settings of their own; here none."""
+        return []
+
     def zero(self, like: torch.Tensor) -> torch.Tensor:
         """A loss of 0 for a batch without anything to compare.
 
