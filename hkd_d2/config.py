@@ -100,6 +100,8 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.REGION.POOLER_SAMPLING_RATIO = 0
     # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
     cfg.HKD.REGION.DISTANCE = "mse"
+    # How the distances become one number: mean | half_mean (half of it, as Mimic has it).
+    cfg.HKD.REGION.REDUCTION = "mean"
     # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
     cfg.HKD.REGION.NORMALIZE = "none"
     # 1x1 adapter: auto (where channel counts differ) | always.
