@@ -46,6 +46,8 @@ def add_hkd_config(cfg: CN) -> None:
     # Detectron2 meta-architecture of the student: GeneralizedRCNN, RetinaNet, FCOS, or, with ignore
     # regions, IgnoreAwareRetinaNet, IgnoreAwareFCOS.
     cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Factors on the student's own losses, by name, for example {loss_cls: 0.5}; 1 for the others.
+    cfg.HKD.STUDENT.LOSS_WEIGHTS = CN(new_allowed=True)
 
     # ------------------------------------------------------------------ teacher
     cfg.HKD.TEACHER = CN()
@@ -111,17 +113,21 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.LOGIT = CN()
     # Weight of the term.
     cfg.HKD.LOGIT.WEIGHT = 30.0
-    # Parts that are added up: hidden (MSE of the last hidden box features), predictions (half the
-    # MSE of class logits plus that of deltas), kl (temperature KL of the class logits), deltas
-    # (smooth L1 of the deltas of foreground boxes), bounded (Chen 2017 regression, upper-bounded by
-    # the teacher). One-stage detectors have the last three, on their anchors.
+    # Parts that are added up. On the sampled boxes: hidden (MSE of the last hidden box features),
+    # predictions (half the MSE of class logits plus that of deltas), kl (temperature KL of the
+    # class logits), kl_foreground and kl_background (DeFeat), tckd and nckd (DKD), cross_entropy
+    # (Chen 2017, of soft classes), deltas (smooth L1 of the deltas of foreground boxes), bounded
+    # (Chen 2017 regression, upper-bounded by the teacher). On the RPN's sampled anchors:
+    # rpn_cross_entropy, rpn_bounded. One-stage detectors have kl, deltas and bounded.
     cfg.HKD.LOGIT.PARTS = ["hidden", "predictions"]
     # Weight of each part, in the order of PARTS; [] for 1 each.
     cfg.HKD.LOGIT.PART_WEIGHTS = []
-    # Temperature of kl.
+    # Temperature of the softmax or sigmoid of every part with class logits but predictions.
     cfg.HKD.LOGIT.TEMPERATURE = 1.0
-    # Margin m of bounded: the term acts while the student's squared error plus m exceeds the
-    # teacher's.
+    # Weight of the background's class in cross_entropy and rpn_cross_entropy (Chen 2017).
+    cfg.HKD.LOGIT.BACKGROUND_WEIGHT = 1.5
+    # Margin m of bounded and rpn_bounded: they act while the student's squared error plus m exceeds
+    # the teacher's.
     cfg.HKD.LOGIT.BOUND_MARGIN = 0.01
 
     # ------------------------------------------------------------------ ADL term

@@ -34,8 +34,10 @@ class DenseOutputs:
             anchors, 0 to K - 1 an object's class, K background, -1 neither. An RPN has K = 1 and
             its labels from before the sampling. None where no term reads them, and on the
             teacher's side.
-        matched_boxes (list[Tensor] or None): of a one-stage student, (R, 4) XYXY an image: the
-            object of each anchor that has one.
+        sampled_labels (list[Tensor] or None): of a two-stage student, as ``labels``, with -1 for
+            the anchors that are not in the RPN's minibatch.
+        matched_boxes (list[Tensor] or None): the student's, (R, 4) XYXY an image: the object of
+            each anchor that has one.
     """
 
     logits: list[torch.Tensor]
@@ -43,6 +45,7 @@ class DenseOutputs:
     anchors: list[Boxes]
     centerness: list[torch.Tensor] | None = None
     labels: list[torch.Tensor] | None = None
+    sampled_labels: list[torch.Tensor] | None = None
     matched_boxes: list[torch.Tensor] | None = None
 
 
