@@ -145,6 +145,23 @@ def add_hkd_config(cfg: CN) -> None:
     # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
     cfg.HKD.ADL.OUTER = "bce"
 
+    # ------------------------------------------------------------------ CrossKD term
+    cfg.HKD.CROSSKD = CN()
+    # Weight of the term.
+    cfg.HKD.CROSSKD.WEIGHT = 1.0
+    # Last convolutions of the teacher's towers that the student's features pass through.
+    cfg.HKD.CROSSKD.REUSED_CONVS = 1
+    # Weight of the class logits.
+    cfg.HKD.CROSSKD.CLASS_WEIGHT = 1.0
+    # Exponent of the distance in probability that weighs an anchor's cross-entropy.
+    cfg.HKD.CROSSKD.BETA = 1.0
+    # Weight of the boxes.
+    cfg.HKD.CROSSKD.BOX_WEIGHT = 1.0
+    # Distance of two boxes: giou (1 - GIoU) | iou (- ln IoU).
+    cfg.HKD.CROSSKD.BOX_LOSS = "giou"
+    # 1x1 adapters, one a tower: auto (where the towers' widths differ) | always.
+    cfg.HKD.CROSSKD.ADAPTER = "auto"
+
     # ------------------------------------------------------------------ OSAKD term
     cfg.HKD.OSAKD = CN()
     # Weight of the term, the paper's lambda.
@@ -171,8 +188,8 @@ def add_hkd_config(cfg: CN) -> None:
     # Learning rate of the discriminator, at the height of SOLVER's schedule.
     cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL", "OSAKD", "LWKD"):
-        term = cfg.HKD[name]
+    terms = [node for node in cfg.HKD.values() if isinstance(node, CN) and "WEIGHT" in node]
+    for term in terms:
         # Weight over time; iterations of this run.
         term.SCHEDULE = CN()
         # Iterations over which the weight rises linearly from 0.
@@ -227,6 +244,7 @@ def add_hkd_config(cfg: CN) -> None:
 # Registrations: importing these modules is all they need.
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
+import hkd_d2.distillation.crosskd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
 import hkd_d2.distillation.lwkd  # noqa: E402, F401
 import hkd_d2.distillation.osakd  # noqa: E402, F401

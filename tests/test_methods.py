@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
-from small_detectors import make_batch, small_config
+from small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from training_steps import steps
 
 from hkd_d2.config import add_hkd_config
@@ -21,9 +21,9 @@ def preset(name):
     return cfg
 
 
-def on_small_detectors(name, teacher_files):
-    """The preset's HKD node on the small student and its teacher."""
-    cfg = small_config()
+def on_small_detectors(name, teacher_files, cfg=None):
+    """The preset's HKD node on a small student and its teacher."""
+    cfg = cfg or small_config()
     cfg.HKD.update({key: node for key, node in preset(name).HKD.items() if key != "BACKBONE"})
     cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = teacher_files
@@ -55,6 +55,15 @@ def check_trains(model, terms, batches):
 def test_two_stage_presets_train(name, terms, teacher_files, build):
     model = build(on_small_detectors(name, teacher_files))
     check_trains(model, terms, [make_batch(seed=s) for s in range(3)])
+
+
+@pytest.mark.parametrize("convs", [1, 2])
+def test_crosskd_trains(convs, tmp_path, build):
+    configs = [one_stage_config("RetinaNet", *size) for size in ((16, 0.25), (32, 0.5))]
+    for cfg in configs:
+        cfg.MODEL.RETINANET.NUM_CONVS = convs
+    cfg = on_small_detectors("crosskd", save_teacher(configs[1], tmp_path), configs[0])
+    check_trains(build(cfg), ["crosskd"], [make_batch(True, seed=s) for s in range(3)])
 
 
 def test_chen_scales_the_students_hard_losses(teacher_files, build):
@@ -93,6 +102,9 @@ def test_published_weights():
             ("cross_entropy", "bounded", "rpn_cross_entropy", "rpn_bounded"), 0.5
         ),
     }
+    cross = preset("crosskd").HKD.CROSSKD
+    assert (cross.WEIGHT, cross.CLASS_WEIGHT, cross.BOX_WEIGHT, cross.BETA) == (1.0,) * 4
+    assert (cross.REUSED_CONVS, cross.BOX_LOSS) == (1, "giou")
     chen = preset("chen2017").HKD
     assert (chen.LOGIT.BACKGROUND_WEIGHT, chen.LOGIT.BOUND_MARGIN) == (1.5, 0.01)
     assert (chen.PYRAMID.WEIGHT, chen.PYRAMID.ADAPTER) == (0.5, "always")
