@@ -86,6 +86,23 @@ def test_a_loss_that_the_student_lacks_stops_before_step_1(teacher_files, build)
         preflight.check_terms(model)
 
 
+@pytest.mark.parametrize(
+    "name, student",
+    [
+        *((n, "student_citypersons") for n in ("mimic", "defeat", "dkd", "chen2017")),
+        ("crosskd", "student_retinanet_citypersons"),
+    ],
+)
+def test_presets_train_the_students_own_config(name, student):
+    distilled, alone = preset(name), get_cfg()
+    add_hkd_config(alone)
+    alone.merge_from_file(str(METHODS.parent / f"{student}.yaml"))
+    assert distilled.MODEL.META_ARCHITECTURE == "HKDDetector"
+    distilled.MODEL.META_ARCHITECTURE = distilled.HKD.STUDENT.META_ARCHITECTURE
+    assert distilled.MODEL == alone.MODEL and distilled.SOLVER == alone.SOLVER
+    assert distilled.INPUT == alone.INPUT and distilled.HKD.BACKBONE == alone.HKD.BACKBONE
+
+
 def test_published_weights():
     """What each publication says, and what it does not, stands in the comment of its file."""
     mimic = preset("mimic").HKD.REGION
