@@ -82,10 +82,12 @@ class Run:
             del settings[key]
         root = Path(cfg.HKD.DATA.REGISTER[0][2])
         settings["the streets"] = json.loads((root / PROVENANCE).read_text())
-        weights = Path(cfg.HKD.TEACHER.WEIGHTS)
-        if weights.is_file():
-            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-            settings["the teacher's weights"] = digest
+        files = {"the teacher's weights": cfg.HKD.TEACHER.WEIGHTS}
+        for number, pool in enumerate(settings.pop("HKD.DATA.PSEUDO", [])):
+            files[f"the teacher's detections ({number})"] = pool
+        for name, file in files.items():
+            if Path(file).is_file():
+                settings[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         return json.loads(json.dumps(settings))  # as it will be read back
 
     def seconds(self) -> float | None:
