@@ -46,6 +46,8 @@ def add_hkd_config(cfg: CN) -> None:
     # Detectron2 meta-architecture of the student: GeneralizedRCNN, RetinaNet, FCOS, or, with ignore
     # regions, IgnoreAwareRetinaNet, IgnoreAwareFCOS.
     cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Factors on the student's own losses, by name, for example {loss_cls: 0.5}; 1 for the others.
+    cfg.HKD.STUDENT.LOSS_WEIGHTS = CN(new_allowed=True)
 
     # ------------------------------------------------------------------ teacher
     cfg.HKD.TEACHER = CN()
@@ -100,6 +102,8 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.REGION.POOLER_SAMPLING_RATIO = 0
     # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
     cfg.HKD.REGION.DISTANCE = "mse"
+    # How the distances become one number: mean | half_mean (half of it, as Mimic has it).
+    cfg.HKD.REGION.REDUCTION = "mean"
     # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
     cfg.HKD.REGION.NORMALIZE = "none"
     # 1x1 adapter: auto (where channel counts differ) | always.
@@ -109,17 +113,21 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.LOGIT = CN()
     # Weight of the term.
     cfg.HKD.LOGIT.WEIGHT = 30.0
-    # Parts that are added up: hidden (MSE of the last hidden box features), predictions (half the
-    # MSE of class logits plus that of deltas), kl (temperature KL of the class logits), deltas
-    # (smooth L1 of the deltas of foreground boxes), bounded (Chen 2017 regression, upper-bounded by
-    # the teacher). One-stage detectors have the last three, on their anchors.
+    # Parts that are added up. On the sampled boxes: hidden (MSE of the last hidden box features),
+    # predictions (half the MSE of class logits plus that of deltas), kl (temperature KL of the
+    # class logits), kl_foreground and kl_background (DeFeat), tckd and nckd (DKD), cross_entropy
+    # (Chen 2017, of soft classes), deltas (smooth L1 of the deltas of foreground boxes), bounded
+    # (Chen 2017 regression, upper-bounded by the teacher). On the RPN's sampled anchors:
+    # rpn_cross_entropy, rpn_bounded. One-stage detectors have kl, deltas and bounded.
     cfg.HKD.LOGIT.PARTS = ["hidden", "predictions"]
     # Weight of each part, in the order of PARTS; [] for 1 each.
     cfg.HKD.LOGIT.PART_WEIGHTS = []
-    # Temperature of kl.
+    # Temperature of the softmax or sigmoid of every part with class logits but predictions.
     cfg.HKD.LOGIT.TEMPERATURE = 1.0
-    # Margin m of bounded: the term acts while the student's squared error plus m exceeds the
-    # teacher's.
+    # Weight of the background's class in cross_entropy and rpn_cross_entropy (Chen 2017).
+    cfg.HKD.LOGIT.BACKGROUND_WEIGHT = 1.5
+    # Margin m of bounded and rpn_bounded: they act while the student's squared error plus m exceeds
+    # the teacher's.
     cfg.HKD.LOGIT.BOUND_MARGIN = 0.01
 
     # ------------------------------------------------------------------ ADL term
@@ -137,8 +145,52 @@ def add_hkd_config(cfg: CN) -> None:
     # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
     cfg.HKD.ADL.OUTER = "bce"
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
-        add_schedule(cfg.HKD[name])
+    # ------------------------------------------------------------------ CrossKD term
+    cfg.HKD.CROSSKD = CN()
+    # Weight of the term.
+    cfg.HKD.CROSSKD.WEIGHT = 1.0
+    # Last convolutions of the teacher's towers that the student's features pass through.
+    cfg.HKD.CROSSKD.REUSED_CONVS = 1
+    # Weight of the class logits.
+    cfg.HKD.CROSSKD.CLASS_WEIGHT = 1.0
+    # Exponent of the distance in probability that weighs an anchor's cross-entropy.
+    cfg.HKD.CROSSKD.BETA = 1.0
+    # Weight of the boxes.
+    cfg.HKD.CROSSKD.BOX_WEIGHT = 1.0
+    # Distance of two boxes: giou (1 - GIoU) | iou (- ln IoU).
+    cfg.HKD.CROSSKD.BOX_LOSS = "giou"
+    # 1x1 adapters, one a tower: auto (where the towers' widths differ) | always.
+    cfg.HKD.CROSSKD.ADAPTER = "auto"
+
+    # ------------------------------------------------------------------ OSAKD term
+    cfg.HKD.OSAKD = CN()
+    # Weight of the term, the paper's lambda.
+    cfg.HKD.OSAKD.WEIGHT = 1.0
+    # Nearest neighbours that vote for the classes of a region.
+    cfg.HKD.OSAKD.K = 10
+    # Embeddings of earlier regions that are kept, the same number of every class.
+    cfg.HKD.OSAKD.BANK_SIZE = 4096
+    # Embeddings in the bank from which on the term acts.
+    cfg.HKD.OSAKD.READY_AT = 1024
+    # Votes that every class has beforehand.
+    cfg.HKD.OSAKD.SMOOTHING = 0.1
+    # Distance of the student's class probabilities from the neighbours': kl | mse.
+    cfg.HKD.OSAKD.LOSS = "kl"
+
+    # ------------------------------------------------------------------ LW-KD term
+    cfg.HKD.LWKD = CN()
+    # Weight of the term.
+    cfg.HKD.LWKD.WEIGHT = 1.0
+    # Temperature of both sides' class probabilities.
+    cfg.HKD.LWKD.TEMPERATURE = 4.0
+    # Weight of the student's adversarial loss beside the divergence.
+    cfg.HKD.LWKD.ADVERSARIAL_WEIGHT = 0.1
+    # Learning rate of the discriminator, at the height of SOLVER's schedule.
+    cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
+
+    for node in list(cfg.HKD.values()):
+        if isinstance(node, CN) and "WEIGHT" in node:
+            add_schedule(node)
 
     # ------------------------------------------------------------------ backbones
     cfg.HKD.BACKBONE = CN()
@@ -197,7 +249,10 @@ def add_schedule(term: CN) -> None:
 # Registrations: importing these modules is all they need.
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
+import hkd_d2.distillation.crosskd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.lwkd  # noqa: E402, F401
+import hkd_d2.distillation.osakd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401

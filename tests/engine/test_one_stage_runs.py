@@ -58,8 +58,11 @@ def train(cfg):
 @pytest.mark.parametrize(
     "kind, presets",
     [
-        ("cascade", ["hkd_citypersons.yaml"]),
-        ("retinanet", ["hkd_retinanet_citypersons.yaml", "methods/adl.yaml"]),
+        ("cascade", ["hkd_citypersons.yaml", "methods/chen2017.yaml"]),
+        (
+            "retinanet",
+            ["hkd_retinanet_citypersons.yaml", "methods/adl.yaml", "methods/crosskd.yaml"],
+        ),
         ("fcos", ["hkd_fcos_citypersons.yaml"]),
     ],
 )
@@ -109,7 +112,7 @@ def test_checks_leave_no_trace(tmp_path, architecture):
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)
     cfg.MODEL.META_ARCHITECTURE, cfg.HKD.TERMS = (
         "HKDDetector",
-        ["pyramid", "region", "logit", "adl"],
+        ["pyramid", "region", "logit", "adl", "crosskd"],
     )
     model = build_model(cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
