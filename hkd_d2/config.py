@@ -188,18 +188,9 @@ def add_hkd_config(cfg: CN) -> None:
     # Learning rate of the discriminator, at the height of SOLVER's schedule.
     cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
 
-    terms = [node for node in cfg.HKD.values() if isinstance(node, CN) and "WEIGHT" in node]
-    for term in terms:
-        # Weight over time; iterations of this run.
-        term.SCHEDULE = CN()
-        # Iterations over which the weight rises linearly from 0.
-        term.SCHEDULE.WARMUP_ITERS = 0
-        # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
-        term.SCHEDULE.DECAY = "constant"
-        # Share of the weight that is left at the end of a decay.
-        term.SCHEDULE.END_FACTOR = 0.0
-        # Iteration from which the term is off; 0 for never.
-        term.SCHEDULE.STOP_ITER = 0
+    for node in list(cfg.HKD.values()):
+        if isinstance(node, CN) and "WEIGHT" in node:
+            add_schedule(node)
 
     # ------------------------------------------------------------------ backbones
     cfg.HKD.BACKBONE = CN()
@@ -239,6 +230,20 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.SOLVER = CN()
     # Optimizer: sgd (Detectron2's) | adamw.
     cfg.HKD.SOLVER.OPTIMIZER = "sgd"
+
+
+def add_schedule(term: CN) -> None:
+    """Add the ``SCHEDULE`` of a term's weight, with its defaults, to the term's node in place."""
+    # Weight over time; iterations of this run.
+    term.SCHEDULE = CN()
+    # Iterations over which the weight rises linearly from 0.
+    term.SCHEDULE.WARMUP_ITERS = 0
+    # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
+    term.SCHEDULE.DECAY = "constant"
+    # Share of the weight that is left at the end of a decay.
+    term.SCHEDULE.END_FACTOR = 0.0
+    # Iteration from which the term is off; 0 for never.
+    term.SCHEDULE.STOP_ITER = 0
 
 
 # Registrations: importing these modules is all they need.
