@@ -23,7 +23,7 @@ from hkd_d2.data.pseudo_labels import file_sha256, read_pool, write_pool
 from hkd_d2.engine import Trainer
 from hkd_d2.engine.pseudo_labels import label_images
 
-THRESHOLD = 0.5
+THRESHOLD = 0.65  # within the scores of the random teacher
 ARCHITECTURE = "IgnoreAwareRetinaNet"
 
 
