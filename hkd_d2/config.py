@@ -216,6 +216,13 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.DATA.MIN_HEIGHT = 50
     # Pedestrians with a smaller visible share are ignored in training.
     cfg.HKD.DATA.MIN_VISIBILITY = 0.0
+    # Share of the images of each training set whose labels are used, the same ones in every run;
+    # the others are not trained on, unless a pool has them.
+    cfg.HKD.DATA.LABELED_SHARE = 1.0
+    # Pools of pseudo-labels, files of tools/pseudo_label.py, to train on beside labelled images.
+    cfg.HKD.DATA.PSEUDO = []
+    # Images of the pools for each labelled image, in every batch.
+    cfg.HKD.DATA.PSEUDO_RATIO = 1.0
 
     # ------------------------------------------------------------------ evaluation
     cfg.HKD.EVALUATION = CN()

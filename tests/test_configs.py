@@ -101,3 +101,16 @@ def test_distillation_changes_nothing_but_the_architecture(student):
     assert distilled.MODEL == alone.MODEL
     assert distilled.SOLVER == alone.SOLVER and distilled.INPUT == alone.INPUT
     assert distilled.HKD.BACKBONE == alone.HKD.BACKBONE
+
+
+def test_the_three_rows_of_sad_differ_in_what_they_compare():
+    alone, hard, soft = (
+        load(CONFIGS / "methods" / f"{name}.yaml") for name in ("sad_supervised", "sad_hard", "sad")
+    )
+    assert alone.HKD.DATA.LABELED_SHARE == 0.1 and not alone.HKD.DATA.PSEUDO
+    assert hard.HKD.DATA == soft.HKD.DATA and hard.HKD.DATA.PSEUDO
+    assert hard.HKD.DATA.LABELED_SHARE == 0.1 and hard.HKD.DATA.PSEUDO_RATIO == 1.0
+    assert not alone.HKD.TERMS and not hard.HKD.TERMS and list(soft.HKD.TERMS) == ["adl"]
+    soft.MODEL.META_ARCHITECTURE = soft.HKD.STUDENT.META_ARCHITECTURE
+    assert alone.MODEL == hard.MODEL == soft.MODEL
+    assert alone.SOLVER == hard.SOLVER == soft.SOLVER

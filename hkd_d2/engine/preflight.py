@@ -15,6 +15,7 @@ from torch import nn
 
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files
+from hkd_d2.data.loader import labelled_sets, pool_sets
 from hkd_d2.data.mapper import is_ignored
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
@@ -28,18 +29,21 @@ TRIAL_SIZE = (256, 256)
 def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     """Check every data set of the config: registered, not empty, its images whole.
 
+    Pools of pseudo-labels are checked likewise, and by :func:`hkd_d2.data.loader.pool_sets`.
+
     Returns:
-        dict[str, list[dict]]: the records of each training set.
+        dict[str, list[dict]]: the records of each training set and pool, as far as they are used.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    datasets = {name: check_records(name) for name in names}
-    for name, records in datasets.items():
+    labelled = labelled_sets(cfg)
+    training = {**labelled, **pool_sets(cfg, labelled)}
+    test = {name: check_records(name) for name in cfg.DATASETS.TEST}
+    for name, records in {**training, **test}.items():
         if comm.is_main_process():  # one reader of every file is enough
             logger.info("Checking the %d images of %s", len(records), name)
             check_image_files(records, name)
-    return {name: datasets[name] for name in cfg.DATASETS.TRAIN}
+    return training
 
 
 def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]) -> None:

@@ -10,8 +10,11 @@ from detectron2.modeling import build_model
 from small_detectors import one_stage_config, save_teacher
 
 from hkd_d2.config import add_hkd_config
+from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.data.datasets.synthetic import generate_streets
+from hkd_d2.data.pseudo_labels import write_pool
 from hkd_d2.engine import Trainer, preflight
+from hkd_d2.engine.pseudo_labels import label_images
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,6 +90,26 @@ def test_every_config_trains(streets, tmp_path, kind, presets):
         # The plain student's config reads the file, completely.
         plain = build_model(plain_cfg)
         StudentCheckpointer(plain).load_complete(str(folder / "model_final.pth"), "the student")
+
+
+def test_the_presets_of_sad_train(streets, tmp_path):
+    teacher_cfg = in_small("teacher_retinanet_citypersons.yaml", streets, tmp_path)
+    config_file, weights = save_teacher(teacher_cfg, tmp_path)
+    register_datasets(teacher_cfg)
+    records = check_records(teacher_cfg.DATASETS.TRAIN[0])
+    pool = str(tmp_path / "pool.json")
+    write_pool(pool, label_images(teacher_cfg, weights, records, score_threshold=0.5))
+    teacher = ["HKD.TEACHER.CONFIG_FILE", config_file, "HKD.TEACHER.WEIGHTS", weights]
+    for name, added in (
+        ("sad_supervised", []),
+        ("sad_hard", ["HKD.DATA.PSEUDO", [pool]]),
+        ("sad", ["HKD.DATA.PSEUDO", [pool], *teacher]),
+    ):
+        folder = tmp_path / name
+        cfg = in_small(f"methods/{name}.yaml", streets, folder, *added)
+        assert {"miss_rate", "bbox"} <= set(train(cfg))
+        logged = set().union(*(json.loads(x) for x in (folder / "metrics.json").open()))
+        assert ("loss_hkd_adl" in logged) == (name == "sad")
 
 
 @pytest.mark.parametrize("architecture", ["RetinaNet", "FCOS"])
