@@ -72,16 +72,32 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.PYRAMID.WEIGHT = 0.5
     # Student's FPN levels that are distilled; the teacher's are found by stride.
     cfg.HKD.PYRAMID.LEVELS = ["p2", "p3", "p4", "p5"]
-    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine | pkd.
+    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine, or of two whole maps: pkd
+    # (correlation of the channels) | cwd (divergence of each channel's softmax over the cells).
     cfg.HKD.PYRAMID.DISTANCE = "mse"
-    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, the
-    # rest with BACKGROUND_WEIGHT). Cells under ignore boxes count only where MASK is none.
+    # Temperature of cwd.
+    cfg.HKD.PYRAMID.TEMPERATURE = 1.0
+    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, in
+    # one weighted mean) | decoupled (both, each in a mean of its own; DeFeat). Cells under ignore
+    # boxes count only where MASK is none.
     cfg.HKD.PYRAMID.MASK = "none"
-    # Weight of the cells outside the boxes where MASK is split.
+    # Weight of the cells under the boxes where MASK is split or decoupled.
+    cfg.HKD.PYRAMID.FOREGROUND_WEIGHT = 1.0
+    # Weight of the cells outside the boxes where MASK is split or decoupled.
     cfg.HKD.PYRAMID.BACKGROUND_WEIGHT = 0.25
+    # Which cells a box covers: cells (all that it touches) | defeat (as DeFeat rounds it) | fgfi
+    # (those with an anchor close to it).
+    cfg.HKD.PYRAMID.RASTERIZE = "cells"
+    # Of fgfi: an anchor is close if its IoU with the box is above this share of the best anchor's.
+    cfg.HKD.PYRAMID.ANCHOR_THRESHOLD = 0.5
     # Divide a level's distance by a statistic of the teacher's map: none | teacher_variance.
     cfg.HKD.PYRAMID.NORMALIZE = "none"
-    # 1x1 adapters: auto (where channel counts differ) | always.
+    # What is summed over what: mean (over counted elements, then over levels) | half_mean (half of
+    # it; DeFeat) | cells (half the sum over channels, mean over counted cells and levels; FGFI) |
+    # level_sum (the sum of the levels' means; PKD, CWD).
+    cfg.HKD.PYRAMID.REDUCTION = "mean"
+    # Adapters: 1x1, auto (where channel counts differ) | always; or on the whole map conv3x3
+    # (DeFeat) | conv3x3_relu (FGFI).
     cfg.HKD.PYRAMID.ADAPTER = "auto"
 
     # ------------------------------------------------------------------ region term

@@ -101,3 +101,26 @@ def test_distillation_changes_nothing_but_the_architecture(student):
     assert distilled.MODEL == alone.MODEL
     assert distilled.SOLVER == alone.SOLVER and distilled.INPUT == alone.INPUT
     assert distilled.HKD.BACKBONE == alone.HKD.BACKBONE
+
+
+# Terms and weights as published; what else a preset may change is the clipping of gradients.
+FEATURE_PRESETS = {
+    "fgfi": ("pyramid", {"WEIGHT": 0.01}),
+    "defeat": ("pyramid", {"WEIGHT": 1.0, "FOREGROUND_WEIGHT": 3.0, "BACKGROUND_WEIGHT": 12.0}),
+    "pkd": ("pyramid", {"WEIGHT": 6.0}),
+    "cwd": ("pyramid", {"WEIGHT": 10.0}),
+}
+
+
+@pytest.mark.parametrize("method", FEATURE_PRESETS)
+def test_presets_of_feature_methods(method):
+    alone = load(CONFIGS / "student_citypersons.yaml")
+    preset = load(CONFIGS / "methods" / f"{method}.yaml")
+    term, weights = FEATURE_PRESETS[method]
+    assert term in preset.HKD.TERMS
+    assert {key: preset.HKD[term.upper()][key] for key in weights} == weights
+    assert preset.OUTPUT_DIR == f"output/{method}_citypersons"
+    preset.MODEL.META_ARCHITECTURE = preset.HKD.STUDENT.META_ARCHITECTURE
+    preset.SOLVER.CLIP_GRADIENTS = alone.SOLVER.CLIP_GRADIENTS
+    assert preset.MODEL == alone.MODEL
+    assert preset.SOLVER == alone.SOLVER and preset.INPUT == alone.INPUT
