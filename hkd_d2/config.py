@@ -153,7 +153,41 @@ def add_hkd_config(cfg: CN) -> None:
     # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
     cfg.HKD.ADL.OUTER = "bce"
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
+    # ------------------------------------------------------------------ FGD term
+    cfg.HKD.FGD = CN()
+    # Weight of the term, on top of those of its parts.
+    cfg.HKD.FGD.WEIGHT = 1.0
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.FGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Temperature of the attention.
+    cfg.HKD.FGD.TEMPERATURE = 0.5
+    # Weight of the objects' cells, alpha.
+    cfg.HKD.FGD.FOREGROUND_WEIGHT = 5e-5
+    # Weight of the other cells, beta.
+    cfg.HKD.FGD.BACKGROUND_WEIGHT = 2.5e-5
+    # Weight of the difference of both networks' attention, gamma.
+    cfg.HKD.FGD.ATTENTION_WEIGHT = 5e-5
+    # Weight of the relation between cells, lambda.
+    cfg.HKD.FGD.RELATION_WEIGHT = 5e-7
+
+    # ------------------------------------------------------------------ MGD term
+    cfg.HKD.MGD = CN()
+    # Weight of the term.
+    cfg.HKD.MGD.WEIGHT = 5e-7
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.MGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Share of the student's cells that are masked.
+    cfg.HKD.MGD.MASK_RATIO = 0.45
+
+    # ------------------------------------------------------------------ ReviewKD term
+    cfg.HKD.REVIEWKD = CN()
+    # Weight of the term.
+    cfg.HKD.REVIEWKD.WEIGHT = 1.2
+    # Student's FPN levels that are fused and distilled, finest first; the teacher's are found by
+    # stride.
+    cfg.HKD.REVIEWKD.LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+
+    for name in ("PYRAMID", "REGION", "LOGIT", "ADL", "FGD", "MGD", "REVIEWKD"):
         term = cfg.HKD[name]
         # Weight over time; iterations of this run.
         term.SCHEDULE = CN()
@@ -209,9 +243,12 @@ def add_hkd_config(cfg: CN) -> None:
 # Registrations: importing these modules is all they need.
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
+import hkd_d2.distillation.fgd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.mgd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
+import hkd_d2.distillation.reviewkd  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401
 import hkd_d2.modeling.fcos  # noqa: E402, F401
 import hkd_d2.modeling.ignore  # noqa: E402, F401

@@ -109,6 +109,18 @@ FEATURE_PRESETS = {
     "defeat": ("pyramid", {"WEIGHT": 1.0, "FOREGROUND_WEIGHT": 3.0, "BACKGROUND_WEIGHT": 12.0}),
     "pkd": ("pyramid", {"WEIGHT": 6.0}),
     "cwd": ("pyramid", {"WEIGHT": 10.0}),
+    "fgd": (
+        "fgd",
+        {
+            "WEIGHT": 1.0,
+            "FOREGROUND_WEIGHT": 5e-5,
+            "BACKGROUND_WEIGHT": 2.5e-5,
+            "ATTENTION_WEIGHT": 5e-5,
+            "RELATION_WEIGHT": 5e-7,
+        },
+    ),
+    "mgd": ("mgd", {"WEIGHT": 5e-7, "MASK_RATIO": 0.45}),
+    "reviewkd": ("reviewkd", {"WEIGHT": 1.2}),
 }
 
 

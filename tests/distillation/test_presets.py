@@ -12,7 +12,7 @@ from hkd_d2.config import add_hkd_config
 from hkd_d2.engine.solver import build_optimizer
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-PRESETS = ["fgfi", "defeat", "pkd", "cwd"]
+PRESETS = ["fgfi", "defeat", "pkd", "cwd", "fgd", "mgd", "reviewkd"]
 
 
 def use_preset(cfg, name):
