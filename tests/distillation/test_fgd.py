@@ -29,24 +29,26 @@ def only(part, **options):
 
 
 # Boxes of the first image: (0, 0) to (4.5, 4), and a smaller one in its corner. The second image
-# has none. An ignore region in the last cell of p2, which FGD's rounding lets touch no other.
+# has none. Ignore regions: the last cell of p2; in the second image a corner, which FGD's rounding
+# lets cover two by two cells of p2 and all of p3.
 TARGETS = Targets(
     boxes=[torch.tensor([[0.0, 0, 4.5, 4], [0, 0, 1, 1]]), torch.zeros(0, 4)],
-    ignore_boxes=[torch.tensor([[12.0, 4, 16, 8]]), torch.zeros(0, 4)],
+    ignore_boxes=[torch.tensor([[12.0, 4, 16, 8]]), torch.tensor([[0.0, 0, 3, 3]])],
 )
 
 
 def test_weights_of_cells_by_hand():
     # Stride 4: floor(0) to ceil(4.5 / 4) = 2 inclusive is 3 columns, rows 0 to 1: 1 / 6 each; the
     # small box has 2 by 2 cells, 1 / 4, and rules where both are. The last column is background but
-    # for the ignored cell: one cell, so 1. The second image: eight cells of background.
+    # for the ignored cell: one cell, so 1. The second image: four cells of background.
     weights = focal_weights(TARGETS.boxes, TARGETS.ignore_boxes, (2, 4), 4.0, 3.0, 2.0)
     first = torch.tensor([[3 / 4, 3 / 4, 3 / 6, 2], [3 / 4, 3 / 4, 3 / 6, 0]])
-    assert torch.allclose(weights, torch.stack([first, torch.full((2, 4), 2 / 8)]))
+    second = torch.tensor([0, 0, 2 / 4, 2 / 4]).repeat(2, 1)
+    assert torch.allclose(weights, torch.stack([first, second]))
     # Stride 8, a map of one row: the boxes have two rows there all the same, 2 by 2 cells, and the
     # region ignores nothing that they cover.
     weights = focal_weights(TARGETS.boxes, TARGETS.ignore_boxes, (1, 2), 8.0, 3.0, 2.0)
-    assert torch.allclose(weights, torch.tensor([[[3 / 4, 3 / 4]], [[1.0, 1.0]]]))
+    assert torch.allclose(weights, torch.tensor([[[3 / 4, 3 / 4]], [[0.0, 0]]]))
 
 
 def test_objects_and_background_by_hand():
@@ -55,7 +57,7 @@ def test_objects_and_background_by_hand():
         p2=[(0, 0, 0, 1), (1, 0, 0, 1), (0, 0, 2, 3), (0, 0, 3, 10), (0, 1, 3, 99)],
         p3=[(0, 0, 1, 2)],
     )
-    second = maps(p2=[(1, 1, 1, 4)])
+    second = maps(p2=[(1, 1, 2, 4)])
     student = {n: torch.cat([x, second[n]]) for n, x in student.items()}
     teacher = {n: torch.zeros_like(x) for n, x in student.items()}
 
@@ -64,12 +66,12 @@ def test_objects_and_background_by_hand():
 
     # p2: (1 + 1) / 4 + 9 / 6 = 2, p3: 4 / 4 = 1; over two images
     assert value(only("FOREGROUND_WEIGHT")) == pytest.approx(1.5)
-    # 100 / 1 in the first image, 16 / 8 in the second
-    assert value(only("BACKGROUND_WEIGHT")) == pytest.approx(51)
+    # 100 / 1 in the first image, 16 / 4 in the second
+    assert value(only("BACKGROUND_WEIGHT")) == pytest.approx(52)
     # At the start both relations are the maps themselves: 1 + 1 + 9 + 100 + 99^2 + 4 + 16
     assert value(only("RELATION_WEIGHT")) == pytest.approx((131 + 99**2) / 2)
     whole = build(**dict(zip(PARTS, (2.0, 0.5, 0.0, 0.1), strict=True)))
-    assert value(whole) == pytest.approx(2 * 1.5 + 0.5 * 51 + 0.1 * (131 + 99**2) / 2)
+    assert value(whole) == pytest.approx(2 * 1.5 + 0.5 * 52 + 0.1 * (131 + 99**2) / 2)
 
 
 def test_the_teachers_attention_by_hand():
