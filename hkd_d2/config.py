@@ -74,16 +74,32 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.PYRAMID.WEIGHT = 0.5
     # Student's FPN levels that are distilled; the teacher's are found by stride.
     cfg.HKD.PYRAMID.LEVELS = ["p2", "p3", "p4", "p5"]
-    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine | pkd.
+    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine, or of two whole maps: pkd
+    # (correlation of the channels) | cwd (divergence of each channel's softmax over the cells).
     cfg.HKD.PYRAMID.DISTANCE = "mse"
-    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, the
-    # rest with BACKGROUND_WEIGHT). Cells under ignore boxes count only where MASK is none.
+    # Temperature of cwd.
+    cfg.HKD.PYRAMID.TEMPERATURE = 1.0
+    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, in
+    # one weighted mean) | decoupled (both, each in a mean of its own; DeFeat). Cells under ignore
+    # boxes count only where MASK is none.
     cfg.HKD.PYRAMID.MASK = "none"
-    # Weight of the cells outside the boxes where MASK is split.
+    # Weight of the cells under the boxes where MASK is split or decoupled.
+    cfg.HKD.PYRAMID.FOREGROUND_WEIGHT = 1.0
+    # Weight of the cells outside the boxes where MASK is split or decoupled.
     cfg.HKD.PYRAMID.BACKGROUND_WEIGHT = 0.25
+    # Which cells a box covers: cells (all that it touches) | defeat (as DeFeat rounds it) | fgfi
+    # (those with an anchor close to it).
+    cfg.HKD.PYRAMID.RASTERIZE = "cells"
+    # Of fgfi: an anchor is close if its IoU with the box is above this share of the best anchor's.
+    cfg.HKD.PYRAMID.ANCHOR_THRESHOLD = 0.5
     # Divide a level's distance by a statistic of the teacher's map: none | teacher_variance.
     cfg.HKD.PYRAMID.NORMALIZE = "none"
-    # 1x1 adapters: auto (where channel counts differ) | always.
+    # What is summed over what: mean (over counted elements, then over levels) | half_mean (half of
+    # it; DeFeat) | cells (half the sum over channels, mean over counted cells and levels; FGFI) |
+    # level_sum (the sum of the levels' means; PKD, CWD).
+    cfg.HKD.PYRAMID.REDUCTION = "mean"
+    # Adapters: 1x1, auto (where channel counts differ) | always; or on the whole map conv3x3
+    # (DeFeat) | conv3x3_relu (FGFI).
     cfg.HKD.PYRAMID.ADAPTER = "auto"
 
     # ------------------------------------------------------------------ region term
@@ -188,6 +204,40 @@ def add_hkd_config(cfg: CN) -> None:
     # Learning rate of the discriminator, at the height of SOLVER's schedule.
     cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
 
+    # ------------------------------------------------------------------ FGD term
+    cfg.HKD.FGD = CN()
+    # Weight of the term, on top of those of its parts.
+    cfg.HKD.FGD.WEIGHT = 1.0
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.FGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Temperature of the attention.
+    cfg.HKD.FGD.TEMPERATURE = 0.5
+    # Weight of the objects' cells, alpha.
+    cfg.HKD.FGD.FOREGROUND_WEIGHT = 5e-5
+    # Weight of the other cells, beta.
+    cfg.HKD.FGD.BACKGROUND_WEIGHT = 2.5e-5
+    # Weight of the difference of both networks' attention, gamma.
+    cfg.HKD.FGD.ATTENTION_WEIGHT = 5e-5
+    # Weight of the relation between cells, lambda.
+    cfg.HKD.FGD.RELATION_WEIGHT = 5e-7
+
+    # ------------------------------------------------------------------ MGD term
+    cfg.HKD.MGD = CN()
+    # Weight of the term.
+    cfg.HKD.MGD.WEIGHT = 5e-7
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.MGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Share of the student's cells that are masked.
+    cfg.HKD.MGD.MASK_RATIO = 0.45
+
+    # ------------------------------------------------------------------ ReviewKD term
+    cfg.HKD.REVIEWKD = CN()
+    # Weight of the term.
+    cfg.HKD.REVIEWKD.WEIGHT = 1.2
+    # Student's FPN levels that are fused and distilled, finest first; the teacher's are found by
+    # stride.
+    cfg.HKD.REVIEWKD.LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+
     for node in list(cfg.HKD.values()):
         if isinstance(node, CN) and "WEIGHT" in node:
             add_schedule(node)
@@ -257,11 +307,14 @@ def add_schedule(term: CN) -> None:
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.crosskd  # noqa: E402, F401
+import hkd_d2.distillation.fgd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
 import hkd_d2.distillation.lwkd  # noqa: E402, F401
+import hkd_d2.distillation.mgd  # noqa: E402, F401
 import hkd_d2.distillation.osakd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
+import hkd_d2.distillation.reviewkd  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401
 import hkd_d2.modeling.fcos  # noqa: E402, F401
 import hkd_d2.modeling.ignore  # noqa: E402, F401

@@ -105,6 +105,39 @@ class DetectorSpec:
         return next((name for name, spec in self.levels.items() if spec.stride == stride), None)
 
 
+def matched_levels(
+    key: str, levels: list[str], student: DetectorSpec, teacher: DetectorSpec
+) -> list[tuple[str, str]]:
+    """Pair each student level with the teacher's level of the same stride.
+
+    Args:
+        key (str): config key of ``levels``, for the sentence.
+
+    Raises:
+        ValueError: no level given, a level that the student lacks, or a stride that the teacher
+            lacks.
+    """
+    if not levels:
+        raise ValueError(f"{key} is empty; name at least one level of the student.")
+    pairs = []
+    for name in levels:
+        if name not in student.levels:
+            raise ValueError(
+                f"{key} names '{name}', which the student's backbone does not give; "
+                f"choose from {', '.join(student.levels)}."
+            )
+        stride = student.levels[name].stride
+        match = teacher.level_at(stride)
+        if match is None:
+            have = ", ".join(f"{n} ({s.stride})" for n, s in teacher.levels.items())
+            raise ValueError(
+                f"The student's level '{name}' has stride {stride}, which no level of the teacher "
+                f"has ({have}); remove it from {key}."
+            )
+        pairs.append((name, match))
+    return pairs
+
+
 def check_same_anchors(name: str, student: DenseSpec | None, teacher: DenseSpec | None) -> None:
     """Check that the dense heads of both networks speak of the same boxes in the same order.
 

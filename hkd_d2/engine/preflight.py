@@ -3,6 +3,7 @@
 Each check raises ValueError or FileNotFoundError with one sentence that says what to change.
 """
 
+import copy
 import logging
 
 import torch
@@ -98,8 +99,8 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     """Run one training forward on a noise image and check that each term is alive.
 
     A term is alive if its unweighted loss is finite and depends on some parameter of the student.
-    The model's buffers, its running mean of objects (one-stage) and every random state are put
-    back.
+    The model's buffers, its running mean of objects (one-stage), what terms save beside parameters
+    and every random state are put back.
 
     Returns:
         dict[str, float]: the unweighted losses.
@@ -107,6 +108,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     if not isinstance(model, HKDDetector) or not len(model.terms):
         return {}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
+    states = copy.deepcopy(model.terms.state_dict())
     running_mean = vars(model.student).get("loss_normalizer")
     student_parameters = [p for p in model.student.parameters() if p.requires_grad]
     raw = {}
@@ -133,6 +135,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
+        model.terms.load_state_dict(states)
     losses = {name: loss.item() for name, loss in raw.items()}
     logger.info(
         "Distillation terms before step 1, unweighted, on a noise image: %s",
