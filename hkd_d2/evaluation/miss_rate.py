@@ -688,7 +688,5 @@ def _miss_at_references(curve: _Curve, missing_point: str) -> np.ndarray:
     if not len(curve.fppi):  # no counted detection
         return np.ones(len(REFERENCE_FPPI))
     last = np.searchsorted(curve.fppi, REFERENCE_FPPI, side="right") - 1
-    at_reference = curve.miss[
-        last
-    ]  # -1 wraps around to the last operating point: the official rule
+    at_reference = curve.miss[last]  # official: -1 wraps around to the last operating point
     return at_reference if missing_point == "official" else np.where(last < 0, 1.0, at_reference)
