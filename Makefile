@@ -14,7 +14,7 @@ help:
 	@echo "make test               the test suite"
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
 	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
-	@echo "make sanitize           tests/ops under AddressSanitizer and UBSan"
+	@echo "make sanitize           tests of what is compiled under AddressSanitizer and UBSan"
 	@echo "make bench              time the operators on this machine's CPU, at half of 1024x2048"
 	@echo "make bench SCALE=full   the same at 1024x2048"
 	@echo "make gpu-check          test and time the CUDA kernels on this machine's GPU, with a report"
