@@ -9,6 +9,7 @@
 
 #include "device_call.h"
 #include "logit_distillation/logit_kernels.h"
+#include "tensors.h"
 
 namespace hkd {
 
