@@ -5,7 +5,7 @@ environment names the library (``HKD_EMULATED``) and a file for the names of the
 (``HKD_EMULATED_RAN``). As a program it tries other orders of threads, dropped barriers and, built
 with a mutation, whether that shows; with HKD_ROI_BACKWARD=scatter of the calls that it concerns:
 
-    python emulated_operators.py LIBRARY orders | deterministic_orders | compare [FAMILY]
+    python emulated_operators.py LIBRARY orders | deterministic_orders | launches | compare [FAMILY]
     python emulated_operators.py LIBRARY barriers [FILE:LINE ...]
 """
 
@@ -36,6 +36,12 @@ class Emulator:
         """Set the order of threads and a barrier (end of a path, line) that does nothing."""
         file, line = dropped
         self.library.hkd_emulator_configure(ctypes.c_uint64(seed), str(file).encode(), int(line))
+
+    def launches(self, call):
+        """How many kernels a call launches."""
+        before = self.library.hkd_emulator_launches()
+        call()
+        return self.library.hkd_emulator_launches() - before
 
     def ran(self):
         """Names of the kernels that ran."""
@@ -383,6 +389,54 @@ def barriers(emulator, *places):
             if not re.search(r"__sync(threads|warp)\(", line) or (places and place not in places):
                 continue
             found[place] = in_child(lambda d=dropped: is_noticed(emulator, d, right))
+    return found
+
+
+def launches(emulator):
+    """{logit loss: [launches forward, launches backward]} in the sizes that training has."""
+    import torch
+
+    from hkd_d2 import ops
+
+    def dense(*shapes):
+        return [torch.rand(shape) for shape in shapes]
+
+    def box_head(images):
+        rows = 512 * images  # sampled boxes
+        return {
+            f"kl, {images} images": (
+                lambda s: ops.kl_distillation_loss(s, torch.rand(rows, 2), impl="fused"),
+                torch.rand(rows, 2),
+            ),
+            f"bounded, {images} images": (
+                lambda s: ops.bounded_regression_loss(s, s + 1, s - 1, impl="fused"),
+                torch.rand(rows, 4),
+            ),
+        }
+
+    anchors = [(2, n, 1) for n in (6000, 1500, 400)]
+    targets = dense(*anchors)
+    losses = {
+        **box_head(2),
+        **box_head(4),
+        "dense kl": (
+            lambda s: ops.kl_distillation_loss(s, targets, activation="sigmoid", impl="fused"),
+            dense(*anchors),
+        ),
+        "adaptive": (
+            lambda s: ops.adaptive_distillation_loss(s, targets, impl="fused"),
+            dense(*anchors),
+        ),
+    }
+    found = {}
+    for name, (loss, student) in losses.items():
+        leaves = student if isinstance(student, list) else [student]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        value = []
+        forward = emulator.launches(lambda f=loss, s=student, v=value: v.append(f(s)))
+        backward = emulator.launches(lambda v=value, x=leaves: torch.autograd.grad(v[0], x))
+        found[name] = [forward, backward]
     return found
 
 

@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "logit_distillation/logit_kernels.h"
+#include "finish_loss.h"
 #include "roi_align/roi_arguments.h"
 #include "roi_distillation/roi_distillation_arguments.h"
 #include "roi_distillation/roi_distillation_kernels.h"
@@ -200,7 +200,7 @@ Tensor roi_distillation_loss_cuda(const RoiDistillation& given) {
   }
   Tensor loss = torch::stable::new_empty(given.student[0], {}, accumulate_type(call.type));
   LossSums sums{};
-  sums.pairs = pairs.const_data_ptr();
+  sums.pairs = pairs.mutable_data_ptr();
   sums.count = blocks;
   sums.scale = 1;
   sums.denominator = {{nullptr, Storage::kFloat}, nullptr, call.normalizer};

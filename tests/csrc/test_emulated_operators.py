@@ -70,7 +70,7 @@ MUTATIONS = [
         "const bool inside = row <= stretch.end;",
     ),
     (
-        "logit_distillation/finish_loss_kernels.cu",
+        "finish_loss_kernels.cu",
         "i < sums.count; i +=",
         "i <= sums.count; i +=",
     ),
@@ -261,6 +261,18 @@ def test_scattering_gives_way_to_deterministic_algorithms(tmp_path):
     assert answer(library, "deterministic_orders", tmp_path, "scatter") == []
 
 
+def test_logit_losses_take_few_launches(tmp_path):
+    """One where a block does it all, as for two images; two where sums of blocks are added up."""
+    assert answer(cuda_sources.emulated_operators(), "launches", tmp_path) == {
+        "kl, 2 images": [1, 1],
+        "bounded, 2 images": [1, 1],
+        "kl, 4 images": [2, 1],
+        "bounded, 4 images": [2, 1],
+        "dense kl": [2, 1],
+        "adaptive": [2, 1],
+    }
+
+
 def test_an_unknown_plan_is_refused(tmp_path):
     call = """
 import sys
@@ -314,6 +326,7 @@ def test_mutations_are_caught(file, text, mutation, plan, tmp_path):
     library = cuda_sources.emulated_operators(
         sanitize=True, replace=(cuda_sources.CSRC / file, text, mutation)
     )
-    done = program(library, f"compare {file.split('/')[0]}", tmp_path, plan)
+    folder = file.rpartition("/")[0]
+    done = program(library, f"compare {folder}", tmp_path, plan)
     told = "AddressSanitizer" in done.stderr or "runtime error" in done.stderr
     assert told or (done.returncode == 0 and json.loads(done.stdout) != []), done.stderr[-3000:]
