@@ -47,10 +47,6 @@ class __attribute__((visibility("hidden"))) DeviceCall {
 #endif
 };
 
-inline bool same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
-  return a.get_device_index() == b.get_device_index() && a.is_cpu() == b.is_cpu();
-}
-
 inline Storage storage_of(const char* name, ScalarType type) {
   Storage storage{};
   dispatch_floating(type, name, [&](auto) {

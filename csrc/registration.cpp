@@ -31,14 +31,14 @@ STABLE_TORCH_LIBRARY(hkd_d2, m) {
       "Tensor[] saved, Tensor[] incoming, int[] weight_of_level, int[] bias_of_level, "
       "int distance) -> (Tensor[] student, Tensor[] adapter_weights, Tensor[] adapter_biases)");
 
-  // Regions. A map is (N, C, H, W), one a level; boxes are (R, 4), one list an image. `incoming` is
-  // empty or holds one gradient a level, to which the operator's own is added (never in place).
+  // Regions. A map is (N, C, H, W), one a level; boxes are (R, 4), one list an image. Backward has
+  // the same bits in every run where `deterministic` asks for it.
   m.def(
       "multilevel_roi_align(Tensor[] features, Tensor[] boxes, float[] strides, int rows, "
       "int columns, int sampling_ratio) -> Tensor");
   m.def(
       "multilevel_roi_align_backward(Tensor grad, Tensor[] boxes, float[] strides, "
-      "int sampling_ratio, int[] heights, int[] widths, bool[] channels_last, Tensor[] incoming) "
+      "int sampling_ratio, int[] heights, int[] widths, bool[] channels_last, bool deterministic) "
       "-> Tensor[]");
   // An adapter of level l is weights[weight_of_level[l]] (C_t, C_s) and biases[bias_of_level[l]]
   // (C_t,), -1 for none. `distance` is a Distance of hkd/distances.h.
@@ -50,7 +50,7 @@ STABLE_TORCH_LIBRARY(hkd_d2, m) {
       "roi_distillation_loss_backward(Tensor grad, Tensor[] student, Tensor[] teacher, "
       "Tensor[] boxes, Tensor[] weights, Tensor[] biases, int[] weight_of_level, "
       "int[] bias_of_level, float[] strides, int rows, int columns, int sampling_ratio, "
-      "int distance, Tensor[] incoming) -> (Tensor[], Tensor[], Tensor[])");
+      "int distance, bool deterministic) -> (Tensor[], Tensor[], Tensor[])");
 
   // Logit distillation. Lists have one tensor a level or image; an empty list is an argument that
   // was not given. Logits are (..., K), weights (...) and class_weights (K,), both in the dtype of

@@ -3,9 +3,10 @@
 As a pytest plugin (``-p emulated_operators``) it makes the CPU kernels' tests run them; the
 environment names the library (``HKD_EMULATED``) and a file for the names of the kernels that ran
 (``HKD_EMULATED_RAN``). As a program it tries other orders of threads, dropped barriers and, built
-with a mutation, whether that shows:
+with a mutation, whether that shows; with HKD_ROI_BACKWARD=scatter of the calls that it concerns:
 
-    python emulated_operators.py LIBRARY orders | barriers | compare
+    python emulated_operators.py LIBRARY orders | deterministic_orders | launches | compare [FAMILY]
+    python emulated_operators.py LIBRARY barriers [FILE:LINE ...]
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 SHUFFLED = 2
+SCATTER = os.environ.get("HKD_ROI_BACKWARD") == "scatter"
 
 
 class Emulator:
@@ -34,6 +36,12 @@ class Emulator:
         """Set the order of threads and a barrier (end of a path, line) that does nothing."""
         file, line = dropped
         self.library.hkd_emulator_configure(ctypes.c_uint64(seed), str(file).encode(), int(line))
+
+    def launches(self, call):
+        """How many kernels a call launches."""
+        before = self.library.hkd_emulator_launches()
+        call()
+        return self.library.hkd_emulator_launches() - before
 
     def ran(self):
         """Names of the kernels that ran."""
@@ -55,11 +63,13 @@ def pytest_unconfigure(config):
 
 
 # ---------------------------------------------------------------------------------------- program
-def calls():
-    """{name: function without arguments that returns tensors}: small calls, one of each kernel."""
-    import torch
+def calls(family=None):
+    """{name: function without arguments that returns tensors}: small calls, one of each kernel.
 
-    from hkd_d2 import ops
+    Args:
+        family (str | None): a folder of csrc/: its operators' alone.
+    """
+    import torch
 
     generator = torch.Generator().manual_seed(0)
 
@@ -75,7 +85,25 @@ def calls():
 
         return call
 
-    found = _imitation_calls(randn, with_gradients)
+    if SCATTER:
+        return {name: call for name, call in roi_calls(randn).items() if "float32" in name}
+    found = {}
+    if family in ("feature_imitation", None):
+        found |= imitation_calls(randn, with_gradients)
+    if family in ("logit_distillation", None):
+        found |= logit_calls(randn, with_gradients, generator)
+    if family in ("roi_align", "roi_distillation", None):
+        found |= roi_calls(randn)
+    return found
+
+
+def logit_calls(randn, with_gradients, generator):
+    """Calls of the logit losses."""
+    import torch
+
+    from hkd_d2 import ops
+
+    found = {}
     for dtype in (torch.float32, torch.float64, torch.float16):
         levels = [randn(n, dtype=dtype) for n in (4500, 0, 37)]
         probs = [torch.rand(len(x), generator=generator).to(dtype) for x in levels]
@@ -115,7 +143,6 @@ def calls():
     found["adaptive of many"] = with_gradients(
         lambda impl: ops.adaptive_distillation_loss(many, probs, impl=impl), *many
     )
-    found |= roi_calls(randn)
     return found
 
 
@@ -170,14 +197,14 @@ def roi_calls(randn):
                     output_size=bins,
                     sampling_ratio=ratio,
                 )
-    found["pooling of many boxes"] = pooling(
+    found["pooling of many boxes, float32"] = pooling(
         maps(torch.float32, False, 3, sizes),
         [boxes_of(600, 10.0), boxes_of(300, 10.0)],
         randn(908, 3, 2, 2),
         strides=strides,
         output_size=2,
     )
-    found["pooling of many images"] = pooling(
+    found["pooling of many images, float32"] = pooling(
         maps(torch.float32, False, 2, [(4, 5)], images=70),
         [boxes_of(1, 10.0) for _ in range(70)],
         randn(350, 2, 2, 2),
@@ -220,7 +247,7 @@ def roi_calls(randn):
                 distance=distance,
             )
     # More boxes than a slice of the sum over boxes has.
-    found["distilling many boxes"] = distilling(
+    found["distilling many boxes, float32"] = distilling(
         maps(torch.float32, True, 3, sizes),
         maps(torch.float32, True, 4, sizes),
         [boxes_of(60, 20.0), boxes_of(20, 20.0)],
@@ -230,7 +257,7 @@ def roi_calls(randn):
     return found
 
 
-def _imitation_calls(randn, with_gradients):
+def imitation_calls(randn, with_gradients):
     """Those of feature imitation: a level of some strips, one of few cells, one that is adapted."""
     import torch
 
@@ -305,10 +332,25 @@ def orders(emulator):
     return different
 
 
-def is_noticed(emulator, dropped, right):
-    """Whether some call tells that a barrier is dropped, or gives another result than is right."""
+def deterministic_orders(emulator):
+    """The same where PyTorch is asked for deterministic algorithms."""
     import torch
 
+    torch.use_deterministic_algorithms(True)
+    return orders(emulator)
+
+
+def is_same(a, b):
+    """Whether two results of a call agree: in every bit, or but for the order of scattered sums."""
+    import torch
+
+    largest = max(b.abs().nan_to_num(0, 0, 0).flatten().tolist(), default=0)
+    close = torch.allclose(a, b, rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
+    return close if SCATTER else torch.equal(a, b)
+
+
+def is_noticed(emulator, dropped, right):
+    """Whether some call tells that a barrier is dropped, or gives another result than is right."""
     for seed in (0, 1, 2, 3):
         emulator.configure(seed, dropped)
         for name, call in calls().items():
@@ -316,7 +358,7 @@ def is_noticed(emulator, dropped, right):
                 result = call("fused")
             except RuntimeError:
                 return True
-            if not all(torch.equal(a, b) for a, b in zip(result, right[name], strict=True)):
+            if not all(map(is_same, result, right[name])):
                 return True
     return False
 
@@ -332,8 +374,8 @@ def in_child(answer):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 1
 
 
-def barriers(emulator):
-    """Whether each barrier of the kernels' text, dropped, changes a result or is told."""
+def barriers(emulator, *places):
+    """Whether barriers of the kernels' text (all), dropped, change a result or are told."""
     from cuda_sources import CSRC
 
     emulator.configure(SHUFFLED)
@@ -342,21 +384,68 @@ def barriers(emulator):
     found = {}
     for path in sorted((*CSRC.rglob("*.cu"), *CSRC.rglob("*.cuh"))):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if not re.search(r"__sync(threads|warp)\(", line):
-                continue
             dropped = path.relative_to(CSRC), number
-            found[f"{dropped[0]}:{number}"] = in_child(
-                lambda d=dropped: is_noticed(emulator, d, right)
-            )
+            place = f"{dropped[0]}:{number}"
+            if not re.search(r"__sync(threads|warp)\(", line) or (places and place not in places):
+                continue
+            found[place] = in_child(lambda d=dropped: is_noticed(emulator, d, right))
     return found
 
 
-def compare(emulator):
-    """Names of the calls whose result is not the definition's."""
+def launches(emulator):
+    """{logit loss: [launches forward, launches backward]} in the sizes that training has."""
+    import torch
+
+    from hkd_d2 import ops
+
+    def dense(*shapes):
+        return [torch.rand(shape) for shape in shapes]
+
+    def box_head(images):
+        rows = 512 * images  # sampled boxes
+        return {
+            f"kl, {images} images": (
+                lambda s: ops.kl_distillation_loss(s, torch.rand(rows, 2), impl="fused"),
+                torch.rand(rows, 2),
+            ),
+            f"bounded, {images} images": (
+                lambda s: ops.bounded_regression_loss(s, s + 1, s - 1, impl="fused"),
+                torch.rand(rows, 4),
+            ),
+        }
+
+    anchors = [(2, n, 1) for n in (6000, 1500, 400)]
+    targets = dense(*anchors)
+    losses = {
+        **box_head(2),
+        **box_head(4),
+        "dense kl": (
+            lambda s: ops.kl_distillation_loss(s, targets, activation="sigmoid", impl="fused"),
+            dense(*anchors),
+        ),
+        "adaptive": (
+            lambda s: ops.adaptive_distillation_loss(s, targets, impl="fused"),
+            dense(*anchors),
+        ),
+    }
+    found = {}
+    for name, (loss, student) in losses.items():
+        leaves = student if isinstance(student, list) else [student]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        value = []
+        forward = emulator.launches(lambda f=loss, s=student, v=value: v.append(f(s)))
+        backward = emulator.launches(lambda v=value, x=leaves: torch.autograd.grad(v[0], x))
+        found[name] = [forward, backward]
+    return found
+
+
+def compare(emulator, family=None):
+    """Names of the calls, of one family or all, whose result is not the definition's."""
     import torch
 
     wrong = []
-    for name, call in calls().items():
+    for name, call in calls(family).items():
         tolerance = 2e-3 if "float16" in name else 1e-5
         for a, b in zip(call("fused"), call("reference"), strict=True):
             largest = max(b.abs().flatten().tolist(), default=0)
@@ -367,4 +456,4 @@ def compare(emulator):
 
 
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[2]](Emulator(sys.argv[1]))))
+    print(json.dumps(globals()[sys.argv[2]](Emulator(sys.argv[1]), *sys.argv[3:])))

@@ -8,14 +8,16 @@ Needs a CUDA build of PyTorch (2.11 or newer), its toolkit's nvcc, pytest, hypot
 pybind11. Builds the modules here, then
 
     tests         what only a GPU shows: streams, graphs, determinism, memory, huge tensors
-    operators     the CPU kernels' tests over the CUDA kernels
+    operators     the CPU kernels' tests over the CUDA kernels, of RoIs by both plans
     memcheck, racecheck, initcheck    of compute-sanitizer, where there is one
+    plans         which plan of the RoI operators' backward, HKD_ROI_BACKWARD, is faster, by case
     benchmark     in float32 and bfloat16, against plain PyTorch, torch.compile and torchvision
 
 A step that fails does not keep later ones from running; the exit status tells.
 """
 
 import argparse
+import csv
 import datetime
 import json
 import os
@@ -30,8 +32,11 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("build", "tests", "operators", "memcheck", "racecheck", "initcheck", "benchmark")
+STEPS = ("build", "tests", "operators", "memcheck", "racecheck", "initcheck")
+STEPS += ("plans", "benchmark")
 DTYPES = ("float32", "bfloat16")
+PLANS = ("gather", "scatter")  # of the RoI operators' backward
+ROI_CASES = ("roi_align", "roi_align_adaptive", "roi_distillation", "roi_distillation_adaptive")
 
 
 def parse_args(argv=None):
@@ -70,20 +75,32 @@ def commands(args, out):
     """{step: commands to run one after another}, without what this machine has no tool for."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs"]
-    bench = [python, "tools/benchmark_ops.py", "--device", "cuda", "--csv", out / "ops.csv"]
+    bench = [python, "tools/benchmark_ops.py", "--device", "cuda"]
     bench += ["--scale", args.scale, "--seconds", args.seconds]
+    scatter = ["env", "HKD_ROI_BACKWARD=scatter"]
     found = {
         "build": [[python, "setup.py", "build_ext", "--inplace"]],
         "tests": [[*pytest, "-m", "gpu", "tests/ops/test_gpu.py"]],
-        "operators": [[*pytest, "-m", "not gpu", "-p", "operators_on_gpu", "tests/ops"]],
+        "operators": [
+            [*pytest, "-m", "not gpu", "-p", "operators_on_gpu", "tests/ops"],
+            [*scatter, *pytest, "-p", "operators_on_gpu", "tests/ops/test_roi_operators.py"],
+        ],
+        "plans": [
+            [
+                *("env", f"HKD_ROI_BACKWARD={plan}", *bench, "--providers", "fused"),
+                *("--case", *ROI_CASES, "--csv", plan_csv(out, plan), "--plot", out / "plans.png"),
+            ]
+            for plan in PLANS
+        ],
         "benchmark": [
-            [*bench, "--dtype", dtype, "--plot", out / f"ops_{dtype}.png"] for dtype in DTYPES
+            [*bench, "--csv", out / "ops.csv", "--dtype", d, "--plot", out / f"ops_{d}.png"]
+            for d in DTYPES
         ],
     }
     if tool := sanitizer():
         for step in ("memcheck", "racecheck", "initcheck"):
             check = [tool, "--tool", step, "--error-exitcode", 1]
-            found[step] = [[*check, python, "tests/ops/test_gpu.py"]]
+            found[step] = [[*env, *check, python, "tests/ops/test_gpu.py"] for env in ([], scatter)]
     return found
 
 
@@ -138,6 +155,29 @@ def summary(log):
     return found[-1] if found else ""
 
 
+def plan_csv(out, plan):
+    return out / f"roi_{plan}.csv"
+
+
+def plan_table(out):
+    """Backward by both plans, as measured last, and which is faster; in markdown."""
+    medians = {}
+    for plan in PLANS:
+        with open(plan_csv(out, plan), newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["mode"] == "backward":
+                    case = row["case"], row["layout"]
+                    medians.setdefault(case, {})[plan] = float(row["median_ms"])
+    lines = [f"| case | layout | {', ms | '.join(PLANS)}, ms | faster |", "|---|---|---:|---:|---|"]
+    for (case, layout), of_plan in medians.items():
+        gather, scatter = (of_plan[plan] for plan in PLANS)
+        faster = min(PLANS, key=of_plan.get)
+        ratio = max(gather, scatter) / min(gather, scatter)
+        times = f"{gather:.3g} | {scatter:.3g}"
+        lines.append(f"| {case} | {layout} | {times} | {faster}, {ratio:.2f}x |")
+    return "\n".join(lines)
+
+
 def tables(log):
     """The markdown tables that the benchmark printed."""
     found = re.findall(r"^\|.*\|$(?:\n\|.*\|$)*", log.read_text(encoding="utf-8"), re.MULTILINE)
@@ -154,6 +194,8 @@ def report(results, about, out):
         f"| {step} | {r['result']} | {r['seconds']:.0f} | {r['summary']} |"
         for step, r in results.items()
     ]
+    if results.get("plans", {}).get("result") == "passed":
+        lines += ["", "HKD_ROI_BACKWARD, backward alone, float32:", "", plan_table(out)]
     log = out / "benchmark.log"
     if log.exists():
         lines += ["", "Forward and backward, medians; batch of two; float32, then bfloat16.", ""]
@@ -190,6 +232,8 @@ def main(argv=None) -> int:
             "seconds": round(time.monotonic() - start, 1),
             "summary": summary(log),
         }
+        if step == "plans" and good:
+            print(f"\n{plan_table(out)}")
         report(results, about, out)
     report(results, about, out)
     print(f"\nreport: {out}")

@@ -8,7 +8,6 @@
 #include <optional>
 #include <tuple>
 
-#include "dense_layout.h"
 #include "hkd/adaptive_distillation.h"
 #include "tensor_list.h"
 
@@ -18,48 +17,16 @@ namespace {
 constexpr int64_t kBlock = 16384;
 constexpr int64_t kChunk = 1024; // stays in the first-level cache
 
-// The arguments element by element. Tensors of one dense layout, which may be permuted (anchors
-// before cells), are read as stored; others are copied to contiguous ones.
-struct Elements {
-  std::vector<Tensor> logits, probs, ignore;
-  std::vector<int64_t> counts;
-  std::vector<bool> as_stored;
+// The arguments element by element.
+struct Elements : DenseLists {
+  using DenseLists::DenseLists;
 
-  Elements(
-      const std::vector<Tensor>& student_logits,
-      const std::vector<Tensor>& teacher_probs,
-      const std::vector<Tensor>& ignored) {
-    STD_TORCH_CHECK(!student_logits.empty(), "student_logits is an empty list.");
-    check_list("student_logits", student_logits, student_logits);
-    check_list("teacher_probs", teacher_probs, student_logits);
-    if (!ignored.empty()) {
-      check_list("ignore", ignored, student_logits);
-    }
-    for (size_t i = 0; i < student_logits.size(); ++i) {
-      const Tensor& x = student_logits[i];
-      const Tensor& q = teacher_probs[i];
-      const bool alike =
-          is_dense(x) && lie_alike(x, q) && (ignored.empty() || lie_alike(x, ignored[i]));
-      const auto readable = [alike](const Tensor& tensor) {
-        return alike ? tensor : torch::stable::contiguous(tensor);
-      };
-      as_stored.push_back(alike);
-      logits.push_back(readable(x));
-      probs.push_back(readable(q));
+  std::vector<int64_t> counts() const {
+    std::vector<int64_t> counts;
+    for (const Tensor& x : logits) {
       counts.push_back(x.numel());
-      if (!ignored.empty()) {
-        STD_TORCH_CHECK(ignored[i].scalar_type() == ScalarType::Bool, "ignore must be bool.");
-        ignore.push_back(readable(ignored[i]));
-      }
     }
-  }
-
-  std::vector<const bool*> masks() const {
-    std::vector<const bool*> masks(logits.size());
-    for (size_t i = 0; i < ignore.size(); ++i) {
-      masks[i] = ignore[i].const_data_ptr<bool>();
-    }
-    return masks;
+    return counts;
   }
 
   // Calls body(index of the block, tensor, begin, count, x, q, free scratch, lanes) for every chunk
@@ -112,8 +79,7 @@ std::tuple<Tensor, Tensor> adaptive_distillation_loss_cpu(
     std::optional<double> theta,
     bool kl) {
   const Elements elements(student_logits, teacher_probs, ignore);
-  const std::vector<const bool*> masks = elements.masks();
-  const std::vector<Block> blocks = cut_into_blocks(elements.counts, kBlock);
+  const std::vector<Block> blocks = cut_into_blocks(elements.counts(), kBlock);
   std::vector<double> losses(blocks.size()), masses(blocks.size());
 
   dispatch_accumulate(student_logits[0].scalar_type(), [&](auto acc) {
@@ -135,8 +101,8 @@ std::tuple<Tensor, Tensor> adaptive_distillation_loss_cpu(
             map<V>(x, q, values, count, [&](const V& x, const V& q) {
               return adaptive_loss<square.value, entropy.value>(loss, x, q);
             });
-            if (masks[tensor]) {
-              clear(values, masks[tensor] + begin, count);
+            if (const bool* ignored = elements.mask(tensor)) {
+              clear(values, ignored + begin, count);
             }
             losses[block] += sum_of(values, count);
             if (theta) {
@@ -164,17 +130,10 @@ std::vector<Tensor> adaptive_distillation_loss_backward_cpu(
     double beta_c,
     bool kl) {
   const Elements elements(student_logits, teacher_probs, ignore);
-  const std::vector<const bool*> masks = elements.masks();
-  const std::vector<Block> blocks = cut_into_blocks(elements.counts, kBlock);
+  const std::vector<Block> blocks = cut_into_blocks(elements.counts(), kBlock);
   const double scale = number_of("grad", grad) / number_of("normalizer", normalizer);
-  std::vector<Tensor> gradients, stored;
-  for (size_t i = 0; i < student_logits.size(); ++i) {
-    const Tensor& x = student_logits[i];
-    gradients.push_back(torch::stable::empty_like(x)); // in the layout of x, where that is dense
-    const bool direct = elements.as_stored[i] || gradients[i].is_contiguous();
-    stored.push_back(direct ? gradients[i] : torch::stable::new_empty(x, x.sizes()));
-  }
-  const std::vector<Values> targets = to_write(stored);
+  DenseGradients gradients(student_logits, elements);
+  const std::vector<Values> targets = to_write(gradients.written);
 
   dispatch_accumulate(student_logits[0].scalar_type(), [&](auto acc) {
     using Acc = decltype(acc);
@@ -195,19 +154,14 @@ std::vector<Tensor> adaptive_distillation_loss_backward_cpu(
             map<V>(x, q, values, count, [&](const V& x, const V& q) {
               return factor * adaptive_gradient<square.value, entropy.value>(loss, x, q);
             });
-            if (masks[tensor]) {
-              clear(values, masks[tensor] + begin, count);
+            if (const bool* ignored = elements.mask(tensor)) {
+              clear(values, ignored + begin, count);
             }
             targets[tensor].write(values, begin, count);
           });
     });
   });
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    if (stored[i].get() != gradients[i].get()) {
-      torch::stable::copy_(gradients[i], stored[i]);
-    }
-  }
-  return gradients;
+  return gradients.finish();
 }
 
 } // namespace

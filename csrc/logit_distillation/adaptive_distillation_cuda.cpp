@@ -4,48 +4,28 @@
 #include <optional>
 #include <tuple>
 
-#include "dense_layout.h"
 #include "logit_distillation/logit_arguments.h"
 
 namespace hkd {
 namespace {
 
-struct Elements {
-  std::vector<Tensor> stored; // keeps copies alive
+struct Elements : DenseLists {
   std::vector<LogitTensor> tensors;
-  std::vector<bool> as_stored;
 
   Elements(
       const std::vector<Tensor>& student_logits,
       const std::vector<Tensor>& teacher_probs,
-      const std::vector<Tensor>& ignored) {
-    STD_TORCH_CHECK(!student_logits.empty(), "student_logits is an empty list.");
-    check_like("student_logits", student_logits, student_logits);
-    check_like("teacher_probs", teacher_probs, student_logits);
-    if (!ignored.empty()) {
-      check_like("ignore", ignored, student_logits);
-    }
-    for (size_t i = 0; i < student_logits.size(); ++i) {
-      const Tensor& x = student_logits[i];
-      const Tensor& q = teacher_probs[i];
-      const bool alike =
-          is_dense(x) && lie_alike(x, q) && (ignored.empty() || lie_alike(x, ignored[i]));
-      const auto readable = [&](const Tensor& tensor) {
-        stored.push_back(alike ? tensor : torch::stable::contiguous(tensor));
-        return stored.back();
-      };
+      const std::vector<Tensor>& ignored)
+      : DenseLists(student_logits, teacher_probs, ignored) {
+    for (size_t i = 0; i < logits.size(); ++i) {
       LogitTensor tensor{};
-      tensor.student = numbers_to_read("student_logits", readable(x));
-      tensor.teacher = numbers_to_read("teacher_probs", readable(q));
-      if (!ignored.empty()) {
-        STD_TORCH_CHECK(ignored[i].scalar_type() == ScalarType::Bool, "ignore must be bool.");
-        tensor.ignore = readable(ignored[i]).const_data_ptr<bool>();
-      }
-      tensor.items = x.numel();
+      tensor.student = numbers_to_read("student_logits", logits[i]);
+      tensor.teacher = numbers_to_read("teacher_probs", probs[i]);
+      tensor.ignore = mask(i);
+      tensor.items = logits[i].numel();
       tensor.aligned =
           starts_at_16_bytes(tensor.student.data) && starts_at_16_bytes(tensor.teacher.data);
       tensors.push_back(tensor);
-      as_stored.push_back(alike);
     }
   }
 };
@@ -63,21 +43,17 @@ std::tuple<Tensor, Tensor> adaptive_distillation_loss_cuda(
   const Tensor& student = student_logits[0];
   const DeviceCall call(student);
   const Launches launches(elements.tensors, kElementsPerBlock);
-  const Tensor pairs = launches.pairs(student);
   const AdaptiveOptions options{gamma, alpha, beta_c, theta.value_or(0), kl, theta.has_value()};
-  launches.with_pairs(pairs, [&](const LogitTensors& table, void* place) {
-    adaptive_distillation(table, options, place, is_double(student), call.stream());
-  });
   Tensor loss = empty_loss(student), normalizer = empty_loss(student);
   LossSums sums{};
-  sums.pairs = pairs.const_data_ptr();
-  sums.count = launches.blocks;
   sums.scale = 1;
   sums.divide_by_second = theta.has_value();
   sums.denominator = number(1);
   sums.loss = loss.mutable_data_ptr();
   sums.used_denominator = normalizer.mutable_data_ptr();
-  finish_loss(sums, is_double(student), call.stream());
+  launches.finish(student, sums, call.stream(), [&](const LogitTensors& table) {
+    adaptive_distillation(table, options, sums, is_double(student), call.stream());
+  });
   return {loss, normalizer};
 }
 
@@ -94,14 +70,10 @@ std::vector<Tensor> adaptive_distillation_loss_backward_cuda(
   Elements elements(student_logits, teacher_probs, ignore);
   const Tensor& student = student_logits[0];
   const DeviceCall call(student);
-  std::vector<Tensor> gradients, stored;
+  DenseGradients gradients(student_logits, elements);
   for (size_t i = 0; i < student_logits.size(); ++i) {
-    const Tensor& x = student_logits[i];
-    gradients.push_back(torch::stable::empty_like(x)); // in the layout of x, where that is dense
-    const bool direct = elements.as_stored[i] || gradients[i].is_contiguous();
-    stored.push_back(direct ? gradients[i] : torch::stable::new_empty(x, x.sizes()));
     LogitTensor& tensor = elements.tensors[i];
-    tensor.gradient = numbers_to_write(stored[i]);
+    tensor.gradient = numbers_to_write(gradients.written[i]);
     tensor.aligned = tensor.aligned && starts_at_16_bytes(tensor.gradient.data);
   }
   const GradientScale scale =
@@ -111,12 +83,7 @@ std::vector<Tensor> adaptive_distillation_loss_backward_cuda(
   for (const LogitTensors& table : launches.tables) {
     adaptive_distillation_backward(table, options, scale, is_double(student), call.stream());
   }
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    if (stored[i].get() != gradients[i].get()) {
-      torch::stable::copy_(gradients[i], stored[i]);
-    }
-  }
-  return gradients;
+  return gradients.finish();
 }
 
 } // namespace

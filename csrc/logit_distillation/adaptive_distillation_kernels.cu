@@ -1,5 +1,5 @@
-// Adaptive distillation on the GPU: a block takes 4096 elements, a thread four neighbours at a
-// time.
+// Adaptive distillation on the GPU: a block takes 4096 elements or more, a thread four neighbours
+// at a time.
 //
 // The forward reads each element once for both the losses and the normaliser, the backward computes
 // the element again. Both are bound by memory: 8 bytes an element (float) forward, 12 backward.
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adaptive_kernel(
     const AdaptiveDistillation<Acc> loss,
     const Exponent<Acc> theta,
     const bool normalized,
-    Acc* pairs) {
-  const Stretch stretch(tensors, kElementsPerBlock);
+    const LossSums sums) {
+  const Stretch stretch(tensors);
   const bool* ignore = stretch.tensor->ignore;
   Acc sum = 0, mass = 0;
   for_each_pack<Acc>(
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adaptive_kernel(
           }
         }
       });
-  leave_pair(sum, mass, pairs);
+  leave_pair(sum, mass, sums, tensors.blocks_before);
 }
 
 template <typename Acc, bool kSquare, bool kEntropy>
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) adaptive_backwar
     const __grid_constant__ LogitTensors tensors,
     const AdaptiveDistillation<Acc> loss,
     const GradientScale gradient_scale) {
-  const Stretch stretch(tensors, kElementsPerBlock);
+  const Stretch stretch(tensors);
   const LogitTensor& tensor = *stretch.tensor;
   const Acc scale = load<Acc>(gradient_scale);
   for_each_pack<Acc>(
@@ -92,7 +92,7 @@ void specialise(const AdaptiveOptions& options, bool is_double, const Body& body
 void adaptive_distillation(
     const LogitTensors& tensors,
     const AdaptiveOptions& options,
-    void* pairs,
+    const LossSums& sums,
     bool is_double,
     cudaStream_t stream) {
   specialise(options, is_double, [&](const auto& loss, auto square, auto entropy) {
@@ -107,7 +107,7 @@ void adaptive_distillation(
         loss,
         Exponent<Acc>(options.theta),
         options.normalized,
-        static_cast<Acc*>(pairs));
+        sums);
   });
 }
 

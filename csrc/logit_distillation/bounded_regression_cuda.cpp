@@ -21,8 +21,8 @@ struct Boxes {
         teacher(torch::stable::contiguous(teacher_deltas)),
         target(torch::stable::contiguous(target_deltas)) {
     STD_TORCH_CHECK(student.dim() == 2, "student_deltas must have shape (R, D).");
-    check_like("teacher_deltas", {teacher}, {student});
-    check_like("target_deltas", {target}, {student});
+    check_list("teacher_deltas", {teacher}, {student});
+    check_list("target_deltas", {target}, {student});
     deltas.student = numbers_to_read("student_deltas", student);
     deltas.teacher = numbers_to_read("teacher_deltas", teacher);
     deltas.target = numbers_to_read("target_deltas", target);
@@ -55,19 +55,18 @@ Tensor bounded_regression_loss_cuda(
   const DeviceCall call(boxes.student);
   const bool in_double = is_double(boxes.student);
   const int64_t blocks = boxes.empty() ? 0 : bounded_regression_blocks(boxes.deltas);
-  const Tensor pairs = torch::stable::new_empty(
-      boxes.student, {blocks, 2}, accumulate_type(boxes.student.scalar_type()));
-  if (blocks > 0) {
-    bounded_regression(boxes.deltas, pairs.mutable_data_ptr(), in_double, call.stream());
-  }
   Tensor loss = empty_loss(boxes.student);
   LossSums sums{};
-  sums.pairs = pairs.const_data_ptr();
-  sums.count = blocks;
   sums.scale = 1;
   sums.denominator = denominator(normalizer, number, boxes.student);
   sums.loss = loss.mutable_data_ptr();
-  finish_loss(sums, in_double, call.stream());
+  const Tensor pairs = sum_pairs(boxes.student, blocks, &sums);
+  if (blocks > 0) {
+    bounded_regression(boxes.deltas, sums, in_double, call.stream());
+  }
+  if (!sums.by_one_block()) {
+    finish_loss(sums, in_double, call.stream());
+  }
   return loss;
 }
 

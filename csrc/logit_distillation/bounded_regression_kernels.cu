@@ -46,13 +46,13 @@ __device__ __forceinline__ void for_each_box(
 
 template <int kPack, typename Acc>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>)
-    bounded_kernel(const BoundedDeltas deltas, int lanes, Acc* pairs) {
+    bounded_kernel(const BoundedDeltas deltas, int lanes, const LossSums sums) {
   Acc sum = 0;
   for_each_box<kPack, Acc>(
       deltas, lanes, [&](int64_t, bool inside, int lane, Acc error, bool counts) {
         sum += inside && lane == 0 && counts ? error : Acc(0);
       });
-  leave_pair(sum, Acc(0), pairs);
+  leave_pair(sum, Acc(0), sums);
 }
 
 template <int kPack, typename Acc>
@@ -82,7 +82,7 @@ int64_t bounded_regression_blocks(const BoundedDeltas& deltas) {
 }
 
 void bounded_regression(
-    const BoundedDeltas& deltas, void* pairs, bool is_double, cudaStream_t stream) {
+    const BoundedDeltas& deltas, const LossSums& sums, bool is_double, cudaStream_t stream) {
   dispatch_loss_type(is_double, [&](auto acc) {
     using Acc = decltype(acc);
     with_constant(in_packs(deltas), [&](auto packed) {
@@ -94,7 +94,7 @@ void bounded_regression(
           stream,
           deltas,
           lanes_of_box(deltas),
-          static_cast<Acc*>(pairs));
+          sums);
     });
   });
 }

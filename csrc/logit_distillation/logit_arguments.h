@@ -9,47 +9,46 @@
 
 #include "device_call.h"
 #include "logit_distillation/logit_kernels.h"
+#include "logit_distillation/logit_lists.h"
 
 namespace hkd {
 
-using torch::stable::Tensor;
-
 inline bool is_double(const Tensor& student) {
   return student.scalar_type() == ScalarType::Double;
-}
-
-inline void check_like(
-    const char* name, const std::vector<Tensor>& tensors, const std::vector<Tensor>& like) {
-  STD_TORCH_CHECK(
-      tensors.size() == like.size(), name, " has ", tensors.size(), " tensors, not ", like.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    STD_TORCH_CHECK(
-        same_device(tensors[i], like[0]), name, "[", i, "] must be on the device of the student.");
-    bool same = tensors[i].dim() == like[i].dim();
-    for (int64_t axis = 0; same && axis < like[i].dim(); ++axis) {
-      same = tensors[i].size(axis) == like[i].size(axis);
-    }
-    STD_TORCH_CHECK(same, name, "[", i, "] must have the student's shape.");
-  }
 }
 
 inline bool starts_at_16_bytes(const void* data) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0;
 }
 
-// Tables of tensors, with the blocks of each launch and where its pairs of sums go.
+// Room for a pair of sums of every block, in the dtype of the loss.
+inline Tensor sum_pairs(const Tensor& student, int64_t blocks, LossSums* sums) {
+  const Tensor pairs =
+      torch::stable::new_empty(student, {blocks, 2}, accumulate_type(student.scalar_type()));
+  sums->pairs = pairs.mutable_data_ptr();
+  sums->count = blocks;
+  return pairs;
+}
+
+// Tables of tensors, with the blocks of each launch.
 struct Launches {
   std::vector<LogitTensors> tables;
   int64_t blocks = 0;
 
-  // Empty tensors get no block.
+  // Empty tensors get no block. One tensor that two blocks would share gets one that does twice the
+  // work and finishes the loss, since another launch takes longer than that (ours, not measured).
   Launches(const std::vector<LogitTensor>& tensors, int64_t items_per_block) {
+    if (tensors.size() == 1 && tensors[0].items <= 2 * items_per_block) {
+      items_per_block *= 2;
+    }
     for (LogitTensor tensor : tensors) {
       if (tensor.items == 0) {
         continue;
       }
       if (tables.empty() || tables.back().count == kMaxTensors) {
         tables.emplace_back();
+        tables.back().items_per_block = items_per_block;
+        tables.back().blocks_before = blocks;
       }
       LogitTensors& table = tables.back();
       const int64_t count = (tensor.items + items_per_block - 1) / items_per_block;
@@ -60,18 +59,16 @@ struct Launches {
     }
   }
 
-  // Room for a pair of sums of every block, in the dtype of the loss.
-  Tensor pairs(const Tensor& student) const {
-    return torch::stable::new_empty(student, {blocks, 2}, accumulate_type(student.scalar_type()));
-  }
-
-  // Calls launch(table, pairs of its first block) for each.
+  // Calls launch(table) for each, which leaves its sums where `sums` says, and finishes the loss.
   template <typename Launch>
-  void with_pairs(const Tensor& pairs, const Launch& launch) const {
-    char* place = static_cast<char*>(pairs.mutable_data_ptr());
+  void finish(
+      const Tensor& student, LossSums& sums, cudaStream_t stream, const Launch& launch) const {
+    const Tensor pairs = sum_pairs(student, blocks, &sums);
     for (const LogitTensors& table : tables) {
-      launch(table, place);
-      place += 2 * table.blocks * pairs.element_size();
+      launch(table);
+    }
+    if (!sums.by_one_block()) {
+      finish_loss(sums, is_double(student), stream);
     }
   }
 };

@@ -1,6 +1,7 @@
 // What the kernels of this folder share on the device.
 #pragma once
 
+#include "finish_loss.cuh"
 #include "hkd/reduce.cuh"
 #include "hkd/storage.cuh"
 #include "logit_distillation/logit_kernels.h"
@@ -15,21 +16,6 @@ template <typename Acc>
 constexpr int kBlocksAtOnce = sizeof(Acc) == sizeof(double) ? 2 : 4;
 
 template <typename Acc>
-__device__ __forceinline__ Acc load(const DeviceNumber& number) {
-  if (number.floating.data != nullptr) {
-    return load<Acc>(number.floating, 0);
-  }
-  return number.integer != nullptr ? static_cast<Acc>(*number.integer)
-                                   : static_cast<Acc>(number.value);
-}
-
-// max(x, 1), but NaN stays.
-template <typename Acc>
-__device__ __forceinline__ Acc at_least_one(Acc x) {
-  return x < 1 ? Acc(1) : x;
-}
-
-template <typename Acc>
 __device__ __forceinline__ Acc load(const GradientScale& scale) {
   return static_cast<Acc>(scale.factor) * *static_cast<const Acc*>(scale.grad) /
          at_least_one(load<Acc>(scale.denominator));
@@ -40,7 +26,8 @@ struct Stretch {
   const LogitTensor* tensor;
   int64_t begin, end;
 
-  __device__ Stretch(const LogitTensors& list, int64_t per_block) {
+  __device__ explicit Stretch(const LogitTensors& list) {
+    const int64_t per_block = list.items_per_block;
     const int32_t block = blockIdx.x;
     int t = list.count - 1;
     while (block < list.tensors[t].first_block) {
@@ -52,13 +39,18 @@ struct Stretch {
   }
 };
 
+// Adds the numbers of the threads up, and leaves them as the pair of this block, or finishes.
 template <typename Acc>
-__device__ __forceinline__ void leave_pair(Acc first, Acc second, Acc* pairs) {
+__device__ __forceinline__ void leave_pair(
+    Acc first, Acc second, const LossSums& loss, int64_t blocks_before = 0) {
   Acc sums[2] = {first, second};
   block_sums<kThreads>(sums);
-  if (threadIdx.x == 0) {
-    pairs[2 * int64_t(blockIdx.x)] = sums[0];
-    pairs[2 * int64_t(blockIdx.x) + 1] = sums[1];
+  if (threadIdx.x == 0 && loss.by_one_block()) {
+    finish<Acc>(loss, sums[0], sums[1]);
+  } else if (threadIdx.x == 0) {
+    Acc* pair = static_cast<Acc*>(loss.pairs) + 2 * (blocks_before + int64_t(blockIdx.x));
+    pair[0] = sums[0];
+    pair[1] = sums[1];
   }
 }
 
@@ -69,12 +61,6 @@ inline int lanes_of_row(int64_t length) {
     lanes *= 2;
   }
   return lanes;
-}
-
-// Calls body(Acc{}).
-template <typename Body>
-void dispatch_loss_type(bool is_double, const Body& body) {
-  is_double ? body(double{}) : body(float{});
 }
 
 // Calls body with a bool as a constant.

@@ -1,8 +1,9 @@
 // The CUDA kernels of logit distillation as their callers see them. Needs no torch header.
 //
-// One launch goes over a list of tensors. A block takes a fixed stretch of one of them and leaves
-// its sums in `partials`; finish_loss adds those in order. So a forward is two launches, a backward
-// one, nothing depends on the order in which blocks run, and the host never waits.
+// One launch goes over a list of tensors. A block takes a fixed stretch of one of them and leaves a
+// pair of sums; finish_loss adds those in order. So a forward is two launches, or one where a
+// single block does it all, a backward one; nothing depends on the order in which blocks run, and
+// the host never waits.
 //
 // Acc is the type of the loss: double where `is_double`, otherwise float. Void pointers that are
 // not said to be otherwise point to Acc on the device.
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 
+#include "finish_loss.h"
 #include "hkd/storage.h"
 
 namespace hkd {
@@ -32,26 +34,8 @@ struct LogitTensor {
 struct LogitTensors {
   LogitTensor tensors[kMaxTensors];
   int32_t count, blocks;
+  int64_t items_per_block, blocks_before; // the last of the launches before
 };
-
-// One number: on the device, floating or int64, or known to the host.
-struct DeviceNumber {
-  Numbers floating; // data may be null
-  const int64_t* integer;
-  double value;
-};
-
-// loss = scale * sum of the first numbers of the pairs / max(denominator, 1)
-struct LossSums {
-  const void* pairs;
-  int64_t count;
-  double scale;
-  bool divide_by_second; // the denominator is the sum of the pairs' second numbers
-  DeviceNumber denominator;
-  void* loss;             // may be null
-  void* used_denominator; // max(denominator, 1), may be null
-};
-void finish_loss(const LossSums& sums, bool is_double, cudaStream_t stream);
 
 // factor * grad / max(denominator, 1)
 struct GradientScale {
@@ -69,7 +53,7 @@ struct AdaptiveOptions {
 void adaptive_distillation(
     const LogitTensors& tensors,
     const AdaptiveOptions& options,
-    void* pairs,
+    const LossSums& sums,
     bool is_double,
     cudaStream_t stream);
 void adaptive_distillation_backward(
@@ -90,7 +74,7 @@ int64_t soft_target_rows_per_block(int64_t classes);
 void soft_targets(
     const LogitTensors& tensors,
     const SoftTargetOptions& options,
-    void* pairs,
+    const LossSums& sums,
     bool is_double,
     cudaStream_t stream);
 void soft_targets_backward(
@@ -110,7 +94,7 @@ struct BoundedDeltas {
 };
 int64_t bounded_regression_blocks(const BoundedDeltas& deltas);
 void bounded_regression(
-    const BoundedDeltas& deltas, void* pairs, bool is_double, cudaStream_t stream);
+    const BoundedDeltas& deltas, const LossSums& sums, bool is_double, cudaStream_t stream);
 void bounded_regression_backward(
     const BoundedDeltas& deltas, const GradientScale& scale, bool is_double, cudaStream_t stream);
 

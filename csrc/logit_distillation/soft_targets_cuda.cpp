@@ -24,8 +24,8 @@ struct Rows {
       const std::optional<Tensor>& weights_of_classes)
       : weighted(!row_weights.empty()) {
     STD_TORCH_CHECK(!student_logits.empty(), "student_logits is an empty list.");
-    check_like("student_logits", student_logits, student_logits);
-    check_like("teacher_logits", teacher_logits, student_logits);
+    check_list("student_logits", student_logits, student_logits);
+    check_list("teacher_logits", teacher_logits, student_logits);
     STD_TORCH_CHECK(student_logits[0].dim() > 0, "student_logits[0] must have shape (..., K).");
     classes = student_logits[0].size(-1);
     const ScalarType loss_type = accumulate_type(student_logits[0].scalar_type());
@@ -96,21 +96,17 @@ std::tuple<Tensor, Tensor> forward(
   const Tensor& student = student_logits[0];
   const DeviceCall call(student);
   const Launches launches = rows.launches();
-  const Tensor pairs = launches.pairs(student);
   const SoftTargetOptions options{rows.classes, temperature, sigmoid, kl, rows.class_weights};
-  launches.with_pairs(pairs, [&](const LogitTensors& table, void* place) {
-    soft_targets(table, options, place, is_double(student), call.stream());
-  });
   Tensor loss = empty_loss(student), normalizer = empty_loss(student);
   LossSums sums{};
-  sums.pairs = pairs.const_data_ptr();
-  sums.count = launches.blocks;
   sums.scale = temperature * temperature;
   sums.divide_by_second = rows.weighted;
   sums.denominator = number(static_cast<double>(rows.count));
   sums.loss = loss.mutable_data_ptr();
   sums.used_denominator = normalizer.mutable_data_ptr();
-  finish_loss(sums, is_double(student), call.stream());
+  launches.finish(student, sums, call.stream(), [&](const LogitTensors& table) {
+    soft_targets(table, options, sums, is_double(student), call.stream());
+  });
   return {loss, normalizer};
 }
 

@@ -1,8 +1,8 @@
 // KL divergence and cross-entropy against a teacher's classes on the GPU.
 //
 // Neighbouring lanes share a row, as many as it has classes (a power of two, at most a warp), and
-// meet by shuffles; a block takes the rows of four passes. The logits of a row are read once from
-// memory and then from the cache: for the maximum, the sums and the gradient.
+// meet by shuffles; a block takes the rows of four passes or more. The logits of a row are read
+// once from memory and then from the cache: for the maximum, the sums and the gradient.
 #include "hkd/soft_targets.h"
 #include "logit_distillation/logit_kernels.cuh"
 
@@ -16,10 +16,9 @@ constexpr int kPasses = 4;
 template <typename Body>
 __device__ __forceinline__ void for_each_row(
     const LogitTensors& tensors, int lanes, const Body& body) {
-  const int rows = kThreads / lanes;
-  const Stretch stretch(tensors, int64_t(rows) * kPasses);
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int64_t row = stretch.begin + pass * rows + int(threadIdx.x) / lanes;
+  const Stretch stretch(tensors);
+  for (int64_t first = stretch.begin; first < stretch.end; first += kThreads / lanes) {
+    const int64_t row = first + int(threadIdx.x) / lanes;
     const bool inside = row < stretch.end;
     body(*stretch.tensor, inside ? row : stretch.end - 1, inside, int(threadIdx.x) % lanes);
   }
@@ -92,7 +91,7 @@ struct SoftmaxRow {
 
 template <typename Acc, bool kSigmoid>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) soft_targets_kernel(
-    const __grid_constant__ LogitTensors tensors, const Classes<Acc> classes, Acc* pairs) {
+    const __grid_constant__ LogitTensors tensors, const Classes<Acc> classes, const LossSums sums) {
   Acc sum = 0, total_weight = 0;
   for_each_row(
       tensors, classes.lanes, [&](const LogitTensor& tensor, int64_t row, bool inside, int lane) {
@@ -117,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) soft_targets_ker
           total_weight += weight;
         }
       });
-  leave_pair(sum, total_weight, pairs);
+  leave_pair(sum, total_weight, sums, tensors.blocks_before);
 }
 
 template <typename Acc, bool kSigmoid>
@@ -159,7 +158,7 @@ int64_t soft_target_rows_per_block(int64_t classes) {
 void soft_targets(
     const LogitTensors& tensors,
     const SoftTargetOptions& options,
-    void* pairs,
+    const LossSums& sums,
     bool is_double,
     cudaStream_t stream) {
   dispatch_loss_type(is_double, [&](auto acc) {
@@ -173,7 +172,7 @@ void soft_targets(
           stream,
           tensors,
           Classes<Acc>(options),
-          static_cast<Acc*>(pairs));
+          sums);
     });
   });
 }

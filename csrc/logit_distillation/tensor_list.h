@@ -12,10 +12,9 @@
 #include "cpu_isa.h"
 #include "dispatch.h"
 #include "hkd/vector_math.h"
+#include "logit_distillation/logit_lists.h"
 
 namespace hkd {
-
-using torch::stable::Tensor;
 
 // Calls body(Acc{}) with the type that values of `type` are computed in.
 template <typename Body>
@@ -210,20 +209,6 @@ inline double number_of(const char* name, const Tensor& tensor) {
         number = *tensor.const_data_ptr<decltype(type)>();
       });
       return number;
-  }
-}
-
-inline void check_list(
-    const char* name, const std::vector<Tensor>& tensors, const std::vector<Tensor>& like) {
-  STD_TORCH_CHECK(
-      tensors.size() == like.size(), name, " has ", tensors.size(), " tensors, not ", like.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    STD_TORCH_CHECK(tensors[i].is_cpu(), name, "[", i, "] must be on the CPU.");
-    bool same = tensors[i].dim() == like[i].dim();
-    for (int64_t axis = 0; same && axis < like[i].dim(); ++axis) {
-      same = tensors[i].size(axis) == like[i].size(axis);
-    }
-    STD_TORCH_CHECK(same, name, "[", i, "] must have the shape of student_logits[", i, "].");
   }
 }
 

@@ -1,4 +1,4 @@
-// Arguments of the RoI operators as tensors: what is checked, and the gradients that are allocated.
+// Maps of the RoI operators as the CPU kernels take them, and the gradients that are allocated.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,23 +12,6 @@
 #include "streaming.h"
 
 namespace hkd {
-
-// Shapes are refused here once more, since whoever calls the operator itself has no other guard.
-inline void check_pyramid(
-    const std::vector<torch::stable::Tensor>& features,
-    const std::vector<torch::stable::Tensor>& boxes,
-    const RoiOptions& options) {
-  STD_TORCH_CHECK(
-      !features.empty() && features.size() == options.strides.size(), "Give one stride a level.");
-  STD_TORCH_CHECK(options.rows > 0 && options.columns > 0, "Give at least one bin.");
-  for (const auto& map : features) {
-    STD_TORCH_CHECK(
-        map.is_cpu() && map.dim() == 4 && map.size(0) == static_cast<int64_t>(boxes.size()) &&
-            map.size(1) == features[0].size(1) && map.scalar_type() == features[0].scalar_type(),
-        "Every level must be (N, C, H, W) on the CPU, with as many images as lists of boxes, and "
-        "of one width and dtype.");
-  }
-}
 
 // The views of tensors that `as_stored` has returned.
 inline std::vector<StoredMap> stored_maps(const std::vector<torch::stable::Tensor>& stored) {
@@ -55,28 +38,15 @@ inline std::vector<MapShape> map_shapes(const std::vector<StoredMap>& maps) {
   return shapes;
 }
 
-// Gradients of a pyramid: zeros, or a copy of what is already there, to which a kernel adds.
-// Float and double are added in place; half precision in float, and rounded once at the end.
+// Gradients of a pyramid: zeros to which a kernel adds. Float and double are added in place; half
+// precision in float, and rounded once at the end.
 class [[gnu::visibility("hidden")]] Gradients {
  public:
-  Gradients(
-      const torch::stable::Tensor& like,
-      const std::vector<MapShape>& shapes,
-      const std::vector<torch::stable::Tensor>& incoming)
+  Gradients(const torch::stable::Tensor& like, const std::vector<MapShape>& shapes)
       : shapes_(shapes), type_(like.scalar_type()), device_(like.device()) {
-    STD_TORCH_CHECK(
-        incoming.empty() || incoming.size() == shapes.size(),
-        "incoming must be empty or hold one gradient a level.");
-    for (std::size_t level = 0; level < shapes.size(); ++level) {
-      sums_.push_back(empty(shapes[level], accumulate_type(type_)));
-      if (incoming.empty()) {
-        zero_fill(sums_[level]);
-      } else {
-        STD_TORCH_CHECK(
-            incoming[level].is_cpu() && incoming[level].numel() == sums_[level].numel(),
-            "incoming must have the shapes of the maps and be on the CPU.");
-        torch::stable::copy_(sums_[level], incoming[level]);
-      }
+    for (const MapShape& shape : shapes) {
+      sums_.push_back(empty(shape, accumulate_type(type_)));
+      zero_fill(sums_.back());
     }
   }
 

@@ -1,5 +1,4 @@
 // RoIAlign of every box from its own level of a pyramid on the CPU, forward and backward.
-//
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
@@ -98,7 +97,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
     std::vector<int64_t> heights,
     std::vector<int64_t> widths,
     std::vector<bool> channels_last,
-    std::vector<Tensor> incoming) {
+    bool) { // deterministic, as it always is
   STD_TORCH_CHECK(
       grad.dim() == 4 && grad.is_cpu() && heights.size() == strides.size() &&
           widths.size() == strides.size() && channels_last.size() == strides.size(),
@@ -115,7 +114,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
          widths[level],
          channels_last[level]});
   }
-  Gradients gradients(grad, shapes, incoming);
+  Gradients gradients(grad, shapes);
   const Tensor upstream = torch::stable::contiguous(grad);
 
   dispatch_floating(grad.scalar_type(), "grad", [&](auto number) {

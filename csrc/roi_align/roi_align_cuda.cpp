@@ -15,26 +15,13 @@ Tensor multilevel_roi_align_cuda(
     int64_t rows,
     int64_t columns,
     int64_t sampling_ratio) {
-  check_pyramid(features, boxes, strides);
+  const RoiOptions options{strides, rows, columns, sampling_ratio};
+  check_pyramid(features, boxes, options);
   const DeviceCall call(features[0]);
   const ScalarType type = features[0].scalar_type();
   const std::vector<Tensor> stored = as_stored(features);
-  std::vector<int64_t> heights, widths;
-  for (const Tensor& map : stored) {
-    heights.push_back(map.size(2));
-    widths.push_back(map.size(3));
-  }
   const RoiTable table(
-      features[0],
-      boxes,
-      strides,
-      heights,
-      widths,
-      rows,
-      columns,
-      sampling_ratio,
-      false,
-      call.stream());
+      features[0], boxes, options, lengths(stored, 2), lengths(stored, 3), false, call.stream());
   const int64_t channels = features[0].size(1);
   Tensor pooled =
       torch::stable::new_empty(features[0], {table.rois.count, channels, rows, columns});
@@ -60,28 +47,34 @@ std::vector<Tensor> multilevel_roi_align_backward_cuda(
     std::vector<int64_t> heights,
     std::vector<int64_t> widths,
     std::vector<bool> channels_last,
-    std::vector<Tensor> incoming) {
+    bool deterministic) {
   STD_TORCH_CHECK(
       grad.dim() == 4 && heights.size() == strides.size() && widths.size() == strides.size() &&
           channels_last.size() == strides.size(),
       "grad must be (R, C, rows, columns); give a height, a width and a layout a level.");
   const DeviceCall call(grad);
   const Tensor upstream = torch::stable::contiguous(grad);
-  RoiTable table(
-      grad,
-      boxes,
-      strides,
-      heights,
-      widths,
-      grad.size(2),
-      grad.size(3),
-      sampling_ratio,
-      true,
-      call.stream());
+  const RoiOptions options{strides, grad.size(2), grad.size(3), sampling_ratio};
+  RoiTable table(grad, boxes, options, heights, widths, true, call.stream());
   STD_TORCH_CHECK(table.rois.count == grad.size(0), "grad must have a row a box.");
   const int64_t channels = grad.size(1);
-  PyramidGradients gradients(
-      grad, grad.scalar_type(), table.sampling, channels, channels_last, incoming);
+  PyramidGradients gradients(grad, grad.scalar_type(), table.sampling, channels, channels_last);
+  const Bins bins = bins_of(numbers_to_read("grad", upstream), channels, table.sampling);
+  if (scatters(grad.scalar_type(), deterministic)) {
+    gradients.clear();
+    if (upstream.numel() > 0) {
+      roi_align_scatter(
+          gradients.kernels.pyramid,
+          ~0u,
+          table.sampling,
+          table.rois,
+          bins,
+          0,
+          table.rois.count,
+          call.stream());
+    }
+    return std::move(gradients.tensors);
+  }
   bool takes[kMaxLevels];
   std::fill(takes, takes + kMaxLevels, true);
   set_gradient_blocks(table.sampling, takes, &gradients.kernels);
@@ -91,7 +84,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cuda(
         table.sampling,
         table.rois,
         table.groups(0, table.rois.count),
-        bins_of(numbers_to_read("grad", upstream), channels, table.sampling),
+        bins,
         0,
         is_double(grad.scalar_type()),
         call.stream());

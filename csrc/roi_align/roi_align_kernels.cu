@@ -1,6 +1,6 @@
 // RoIAlign of every box from its own level on the GPU: the table of RoIs, forward and backward.
 #include "hkd/box_levels.h"
-#include "roi_align/roi_kernels.cuh"
+#include "roi_align/roi_gradients.cuh"
 
 namespace hkd {
 namespace {
@@ -121,6 +121,23 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<Acc>) roi_align_ker
   });
 }
 
+// Gradients of the bins of a row, which is counted from `begin`, into a tile.
+template <typename Acc>
+__device__ __forceinline__ void load_bins(
+    const Bins& upstream,
+    const Sampling& sampling,
+    int64_t row,
+    const TileRange& range,
+    BinTile<Acc>& tile) {
+  const int64_t first = row * upstream.channels * sampling.bins();
+  for_each_number<4>(range, upstream.channel_stride == 1, [&](int row, int column, int channel) {
+    const int64_t bin = int64_t(range.row + row) * sampling.columns + range.column + column;
+    *tile.at(row, column, channel) = load<Acc>(
+        upstream.numbers,
+        first + bin * upstream.bin_stride + (range.channel + channel) * upstream.channel_stride);
+  });
+}
+
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<Acc>) roi_align_backward_kernel(
     const RoiGradients gradients,
@@ -134,17 +151,27 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<Acc>) roi_align_bac
       sampling,
       rois,
       groups,
-      [&](int64_t roi, const SampledRoi<Acc>&, const TileRange& range, BinTile<Acc>& tile) {
-        const int64_t first = (roi - begin) * upstream.channels * sampling.bins();
-        for_each_number<4>(
-            range, upstream.channel_stride == 1, [&](int row, int column, int channel) {
-              const int64_t bin =
-                  int64_t(range.row + row) * sampling.columns + range.column + column;
-              *tile.at(row, column, channel) = load<Acc>(
-                  upstream.numbers,
-                  first + bin * upstream.bin_stride +
-                      (range.channel + channel) * upstream.channel_stride);
-            });
+      [&](int64_t row, const SampledRoi<Acc>&, const TileRange& range, BinTile<Acc>& tile) {
+        load_bins(upstream, sampling, row - begin, range, tile);
+      });
+}
+
+// One block a RoI, tile of bins and step of channels.
+__global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<float>) roi_align_scatter_kernel(
+    const RoiPyramid gradients,
+    uint32_t levels,
+    const Sampling sampling,
+    const Rois rois,
+    const Bins upstream,
+    int64_t begin) {
+  scatter_gradient(
+      gradients,
+      levels,
+      sampling,
+      rois,
+      begin,
+      [&](int64_t row, const SampledRoi<float>&, const TileRange& range, BinTile<float>& tile) {
+        load_bins(upstream, sampling, row - begin, range, tile);
       });
 }
 
@@ -222,7 +249,7 @@ void roi_align(
 }
 
 void set_gradient_blocks(const Sampling& sampling, const bool* takes, RoiGradients* gradients) {
-  const int64_t steps = TileOfBlock::steps(gradients->channels);
+  const int64_t steps = TileOfBlock::steps(gradients->pyramid.channels);
   gradients->blocks = 0;
   for (int level = 0; level < sampling.levels; ++level) {
     gradients->first_block[level] = static_cast<int32_t>(gradients->blocks);
@@ -257,6 +284,29 @@ void roi_align_backward(
         upstream,
         begin);
   });
+}
+
+void roi_align_scatter(
+    const RoiPyramid& gradients,
+    uint32_t levels,
+    const Sampling& sampling,
+    const Rois& rois,
+    const Bins& upstream,
+    int64_t begin,
+    int64_t end,
+    cudaStream_t stream) {
+  HKD_LAUNCH(
+      roi_align_scatter_kernel,
+      (end - begin) * TileOfBlock::count(sampling, gradients.channels),
+      kThreads,
+      0,
+      stream,
+      gradients,
+      levels,
+      sampling,
+      rois,
+      upstream,
+      begin);
 }
 
 } // namespace hkd

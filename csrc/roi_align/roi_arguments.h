@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <string>
 #include <vector>
 
-#include "dense_layout.h"
 #include "device_call.h"
 #include "feature_maps.h"
+#include "roi_align/options.h"
 #include "roi_align/roi_kernels.h"
+#include "tensors.h"
 
 namespace hkd {
 
@@ -33,8 +36,30 @@ inline RoiMap roi_map(const Numbers& numbers, const Tensor& map, bool in_double)
   return {numbers, channels_last, packs};
 }
 
+inline void check_levels(std::size_t levels) {
+  STD_TORCH_CHECK(levels <= kMaxLevels, "On a GPU there may be ", kMaxLevels, " levels at most.");
+}
+
+// Whether backward scatters: only where HKD_ROI_BACKWARD=scatter, read once, asks for it. `auto`,
+// as without the variable, gathers until somebody has measured both. Scattered sums are float32 and
+// differ in the last bits between runs, so other dtypes and deterministic algorithms gather.
+inline bool scatters(ScalarType type, bool deterministic) {
+  static const bool asked = [] {
+    const char* given = std::getenv("HKD_ROI_BACKWARD");
+    const std::string plan = given == nullptr ? "auto" : given;
+    STD_TORCH_CHECK(
+        plan == "auto" || plan == "gather" || plan == "scatter",
+        "HKD_ROI_BACKWARD is '",
+        plan,
+        "'; give gather, scatter or auto.");
+    return plan == "scatter";
+  }();
+  return asked && type == ScalarType::Float && !deterministic;
+}
+
 // The kernels' view of maps that `as_stored` has returned; the sums are those of `type`.
 inline RoiPyramid roi_pyramid(const std::vector<Tensor>& maps, ScalarType type) {
+  check_levels(maps.size());
   RoiPyramid pyramid{};
   pyramid.channels = maps[0].size(1);
   for (std::size_t level = 0; level < maps.size(); ++level) {
@@ -44,32 +69,18 @@ inline RoiPyramid roi_pyramid(const std::vector<Tensor>& maps, ScalarType type) 
   return pyramid;
 }
 
-inline void check_levels(const std::vector<double>& strides) {
-  STD_TORCH_CHECK(
-      strides.size() <= kMaxLevels, "On a GPU there may be ", kMaxLevels, " levels at most.");
-}
-
-// Shapes are refused here once more, since whoever calls the operator itself has no other guard.
-inline void check_pyramid(
-    const std::vector<Tensor>& features,
-    const std::vector<Tensor>& boxes,
-    const std::vector<double>& strides) {
-  STD_TORCH_CHECK(
-      !features.empty() && features.size() == strides.size(), "Give one stride a level.");
-  check_levels(strides);
-  for (const auto& map : features) {
-    STD_TORCH_CHECK(
-        same_device(map, features[0]) && map.dim() == 4 &&
-            map.size(0) == static_cast<int64_t>(boxes.size()) &&
-            map.size(1) == features[0].size(1) && map.scalar_type() == features[0].scalar_type(),
-        "Every level must be (N, C, H, W) on one device, with as many images as lists of boxes, "
-        "and of one width and dtype.");
-  }
-}
-
 // Bins of rows of a tensor, (R, C, P, Q).
 inline Bins bins_of(const Numbers& numbers, int64_t channels, const Sampling& sampling) {
   return {numbers, channels, sampling.bins(), 1};
+}
+
+// The lengths of an axis of maps.
+inline std::vector<int64_t> lengths(const std::vector<Tensor>& maps, int64_t axis) {
+  std::vector<int64_t> lengths;
+  for (const Tensor& map : maps) {
+    lengths.push_back(map.size(axis));
+  }
+  return lengths;
 }
 
 // The boxes of a call on the device, as the levels sample them.
@@ -79,20 +90,18 @@ class [[gnu::visibility("hidden")]] RoiTable {
   RoiTable(
       const Tensor& like,
       const std::vector<Tensor>& boxes,
-      const std::vector<double>& strides,
+      const RoiOptions& options,
       const std::vector<int64_t>& heights,
       const std::vector<int64_t>& widths,
-      int64_t rows,
-      int64_t columns,
-      int64_t sampling_ratio,
       bool gradient,
       cudaStream_t stream)
       : in_double_(is_double(like.scalar_type())), stream_(stream) {
-    STD_TORCH_CHECK(rows > 0 && columns > 0, "Give at least one bin.");
-    check_levels(strides);
-    sampling.rows = static_cast<int32_t>(rows);
-    sampling.columns = static_cast<int32_t>(columns);
-    sampling.sampling_ratio = static_cast<int32_t>(sampling_ratio);
+    const std::vector<double>& strides = options.strides;
+    check_bins(options);
+    check_levels(strides.size());
+    sampling.rows = static_cast<int32_t>(options.rows);
+    sampling.columns = static_cast<int32_t>(options.columns);
+    sampling.sampling_ratio = static_cast<int32_t>(options.sampling_ratio);
     sampling.levels = static_cast<int32_t>(strides.size());
     sampling.images = static_cast<int64_t>(boxes.size());
     for (std::size_t level = 0; level < strides.size(); ++level) {
@@ -166,51 +175,31 @@ class [[gnu::visibility("hidden")]] PyramidGradients {
       ScalarType type,
       const Sampling& sampling,
       int64_t channels,
-      const std::vector<bool>& channels_last,
-      const std::vector<Tensor>& given) {
-    STD_TORCH_CHECK(
-        given.empty() || given.size() == channels_last.size(),
-        "incoming must be empty or hold one gradient a level.");
+      const std::vector<bool>& channels_last) {
     for (std::size_t level = 0; level < channels_last.size(); ++level) {
-      const auto empty = [&] {
-        return torch::stable::empty(
-            {sampling.images, channels, sampling.heights[level], sampling.widths[level]},
-            type,
-            std::nullopt,
-            like.device(),
-            std::nullopt,
-            channels_last[level] ? torch::headeronly::MemoryFormat::ChannelsLast
-                                 : torch::headeronly::MemoryFormat::Contiguous);
-      };
-      tensors.push_back(empty());
+      tensors.push_back(
+          torch::stable::empty(
+              {sampling.images, channels, sampling.heights[level], sampling.widths[level]},
+              type,
+              std::nullopt,
+              like.device(),
+              std::nullopt,
+              channels_last[level] ? torch::headeronly::MemoryFormat::ChannelsLast
+                                   : torch::headeronly::MemoryFormat::Contiguous));
       const Tensor& map = tensors.back();
-      RoiMap& view = kernels.maps[level];
-      view = roi_map(numbers_to_write(map), map, is_double(type));
-      if (given.empty()) {
-        continue;
-      }
-      STD_TORCH_CHECK(
-          given[level].dim() == 4 && given[level].numel() == map.numel() &&
-              same_device(given[level], like),
-          "incoming must have the shapes of the maps and be on their device.");
-      Tensor readable = given[level];
-      if (!lie_alike(readable, map)) {
-        readable = empty();
-        torch::stable::copy_(readable, given[level]);
-      }
-      const Numbers numbers = numbers_to_read("incoming", readable);
-      kernels.incoming[level] = numbers;
-      view.packs = view.packs && reinterpret_cast<uintptr_t>(numbers.data) % 16 == 0;
-      incoming_.push_back(readable);
+      kernels.pyramid.maps[level] = roi_map(numbers_to_write(map), map, is_double(type));
     }
-    kernels.channels = channels;
+    kernels.pyramid.channels = channels;
+  }
+
+  void clear() {
+    for (Tensor& tensor : tensors) {
+      torch::stable::zero_(tensor);
+    }
   }
 
   std::vector<Tensor> tensors;
   RoiGradients kernels{};
-
- private:
-  std::vector<Tensor> incoming_; // kept until the kernels are launched
 };
 
 } // namespace hkd

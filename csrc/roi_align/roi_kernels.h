@@ -121,14 +121,12 @@ void roi_align(
     bool is_double,
     cudaStream_t stream);
 
-// Gradients of a pyramid, each cell written once: the sum over its RoIs and, where there is one,
-// the gradient that comes in, which may be the same memory.
+// Gradients of a pyramid by gathering: each cell is written once, the sum over its RoIs.
 struct RoiGradients {
-  RoiMap maps[kMaxLevels];
-  Numbers incoming[kMaxLevels];    // in the layout of the map; data may be null
+  RoiPyramid pyramid;
   int32_t first_block[kMaxLevels]; // of each level
-  int64_t channels, blocks;
-  bool only_touched; // cells without a RoI are left as they are
+  int64_t blocks;
+  bool adds; // to what is there; cells without a RoI are left as they are
 };
 // Gives blocks to the levels that `takes` names.
 void set_gradient_blocks(const Sampling& sampling, const bool* takes, RoiGradients* gradients);
@@ -142,6 +140,18 @@ void roi_align_backward(
     const Bins& upstream,
     int64_t begin,
     bool is_double,
+    cudaStream_t stream);
+
+// The same by scattering: adds the rows [begin, end) of the levels that `levels` names, a bit each,
+// to gradients of float. The order of the additions, and so the last bits, differ between runs.
+void roi_align_scatter(
+    const RoiPyramid& gradients,
+    uint32_t levels,
+    const Sampling& sampling,
+    const Rois& rois,
+    const Bins& upstream,
+    int64_t begin,
+    int64_t end,
     cudaStream_t stream);
 
 } // namespace hkd

@@ -12,6 +12,7 @@
 
 #include "dispatch.h"
 #include "hkd/box_levels.h"
+#include "roi_align/options.h"
 
 namespace hkd {
 
@@ -21,16 +22,6 @@ struct Roi {
   Acc x1, y1, x2, y2;
   int image, level;
   int64_t row;
-};
-
-// What a RoI operator is told besides maps and boxes.
-struct RoiOptions {
-  std::vector<double> strides;
-  int64_t rows, columns, sampling_ratio;
-
-  int64_t bins() const {
-    return rows * columns;
-  }
 };
 
 // Neighbours in the list read neighbouring cells: sorted by level, image, strip of columns and row

@@ -12,7 +12,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -20,12 +19,11 @@
 #include "parallel.h"
 #include "roi_align/blocks.h"
 #include "roi_align/gradients.h"
+#include "roi_distillation/roi_distillation_arguments.h"
 #include "simd.h"
 
 namespace hkd {
 namespace {
-
-using torch::stable::Tensor;
 
 // Boxes of the rows route that are pooled at a time; there are up to four buffers of their bins.
 constexpr int64_t kBoxesOfRows = 16;
@@ -149,80 +147,6 @@ Bins<Acc> differences(const Piece<Acc>& piece) {
   return {piece.values, nullptr, piece.runs(), piece.run(), piece.stride};
 }
 
-// What both operators are given.
-struct [[gnu::visibility("hidden")]] Arguments {
-  std::vector<Tensor> student, teacher, boxes;
-  std::vector<Tensor> weights, biases;
-  std::vector<int64_t> weight_of_level, bias_of_level; // -1 where there is none
-  RoiOptions options;
-  Distance distance;
-
-  ScalarType type() const {
-    return student[0].scalar_type();
-  }
-  int64_t student_channels() const {
-    return student[0].size(1);
-  }
-  int64_t teacher_channels() const {
-    return teacher[0].size(1);
-  }
-  bool by_difference(int level) const {
-    return weight_of_level[level] < 0 && distance != Distance::kCosine;
-  }
-  bool by_rows() const {
-    for (std::size_t level = 0; level < student.size(); ++level) {
-      if (!by_difference(static_cast<int>(level))) {
-        return true;
-      }
-    }
-    return false;
-  }
-  // What the sum of all distances is divided by.
-  double normalizer() const {
-    int64_t rois = 0;
-    for (const auto& list : boxes) {
-      rois += list.size(0);
-    }
-    const int64_t channels = distance == Distance::kCosine ? 1 : teacher_channels();
-    return std::max<double>(static_cast<double>(rois * options.bins() * channels), 1);
-  }
-
-  // Checks, and makes every tensor readable: maps as stored, adapters contiguous in the type that
-  // is computed in.
-  void prepare() {
-    check_pyramid(student, boxes, options);
-    check_pyramid(teacher, boxes, options);
-    STD_TORCH_CHECK(
-        weight_of_level.size() == student.size() && bias_of_level.size() == student.size(),
-        "Give the index of a weight and of a bias, or -1, a level.");
-    for (std::size_t level = 0; level < student.size(); ++level) {
-      const int64_t w = weight_of_level[level], b = bias_of_level[level];
-      STD_TORCH_CHECK(
-          student[level].size(2) == teacher[level].size(2) &&
-              student[level].size(3) == teacher[level].size(3),
-          "student and teacher must have maps of one size.");
-      STD_TORCH_CHECK(
-          w < 0 ? student_channels() == teacher_channels() && b < 0
-                : w < static_cast<int64_t>(weights.size()) && weights[w].dim() == 2 &&
-                      weights[w].size(0) == teacher_channels() &&
-                      weights[w].size(1) == student_channels(),
-          "An adapter's weight must be (C_t, C_s); only equal widths can do without.");
-      STD_TORCH_CHECK(
-          b < static_cast<int64_t>(biases.size()) &&
-              (b < 0 || biases[b].numel() == teacher_channels()),
-          "An adapter's bias must be (C_t,).");
-    }
-    student = as_stored(student);
-    teacher = as_stored(teacher);
-    for (std::vector<Tensor>* list : {&weights, &biases}) {
-      for (Tensor& tensor : *list) {
-        STD_TORCH_CHECK(tensor.is_cpu(), "Every tensor must be on the CPU.");
-        tensor = torch::stable::contiguous(torch::stable::to(tensor, accumulate_type(type())));
-      }
-    }
-  }
-};
-
 // A piece from, or to, rows of channels: one row a bin, `stride` apart.
 template <typename Acc>
 void copy_bins(const Piece<Acc>& piece, Acc* to, int64_t stride) {
@@ -251,7 +175,7 @@ template <typename Acc>
 class [[gnu::visibility("hidden")]] Rows {
  public:
   Rows(
-      const Arguments& arguments,
+      const RoiDistillation& arguments,
       RoiBlocks<Acc>& blocks,
       const std::vector<StoredMap>& student,
       const std::vector<StoredMap>& teacher)
@@ -326,13 +250,13 @@ class [[gnu::visibility("hidden")]] Rows {
     return rows;
   }
 
-  const Arguments& arguments_;
+  const RoiDistillation& arguments_;
   RoiBlocks<Acc>& blocks_;
   const std::vector<StoredMap>&student_, &teacher_;
 };
 
 template <typename Acc>
-double total_distance(const Arguments& arguments) {
+double total_distance(const RoiDistillation& arguments) {
   if (arguments.teacher_channels() == 0) {
     return 0; // the cosine of nothing too
   }
@@ -381,7 +305,7 @@ double total_distance(const Arguments& arguments) {
 struct AdapterGradients {
   std::vector<std::vector<double>> weights, biases;
 
-  explicit AdapterGradients(const Arguments& arguments) {
+  explicit AdapterGradients(const RoiDistillation& arguments) {
     for (const Tensor& weight : arguments.weights) {
       weights.emplace_back(weight.numel());
     }
@@ -392,7 +316,8 @@ struct AdapterGradients {
 
   // Adds one block: `gradient` are rows (bins, C_t) of the adapted values, `pooled` their inputs.
   template <typename Acc>
-  void add(const Arguments& arguments, int level, const Tensor& gradient, const Tensor& pooled) {
+  void add(
+      const RoiDistillation& arguments, int level, const Tensor& gradient, const Tensor& pooled) {
     const Tensor product = torch::stable::matmul(torch::stable::transpose(gradient, 0, 1), pooled);
     const Acc* block = product.const_data_ptr<Acc>();
     std::vector<double>& sums = weights[arguments.weight_of_level[level]];
@@ -428,7 +353,7 @@ struct AdapterGradients {
 
 template <typename Acc>
 void add_gradients(
-    const Arguments& arguments,
+    const RoiDistillation& arguments,
     double scale,
     const std::vector<FeatureMap<Acc>>& gradients,
     AdapterGradients* adapters) {
@@ -474,61 +399,7 @@ void add_gradients(
   });
 }
 
-Arguments make_arguments(
-    std::vector<Tensor> student,
-    std::vector<Tensor> teacher,
-    std::vector<Tensor> boxes,
-    std::vector<Tensor> weights,
-    std::vector<Tensor> biases,
-    std::vector<int64_t> weight_of_level,
-    std::vector<int64_t> bias_of_level,
-    std::vector<double> strides,
-    int64_t rows,
-    int64_t columns,
-    int64_t sampling_ratio,
-    int64_t distance) {
-  STD_TORCH_CHECK(
-      distance >= 0 && distance <= static_cast<int64_t>(Distance::kCosine), "Unknown distance.");
-  Arguments arguments{
-      std::move(student),
-      std::move(teacher),
-      std::move(boxes),
-      std::move(weights),
-      std::move(biases),
-      std::move(weight_of_level),
-      std::move(bias_of_level),
-      {std::move(strides), rows, columns, sampling_ratio},
-      static_cast<Distance>(distance)};
-  arguments.prepare();
-  return arguments;
-}
-
-Tensor roi_distillation_loss_cpu(
-    std::vector<Tensor> student,
-    std::vector<Tensor> teacher,
-    std::vector<Tensor> boxes,
-    std::vector<Tensor> weights,
-    std::vector<Tensor> biases,
-    std::vector<int64_t> weight_of_level,
-    std::vector<int64_t> bias_of_level,
-    std::vector<double> strides,
-    int64_t rows,
-    int64_t columns,
-    int64_t sampling_ratio,
-    int64_t distance) {
-  const Arguments arguments = make_arguments(
-      std::move(student),
-      std::move(teacher),
-      std::move(boxes),
-      std::move(weights),
-      std::move(biases),
-      std::move(weight_of_level),
-      std::move(bias_of_level),
-      std::move(strides),
-      rows,
-      columns,
-      sampling_ratio,
-      distance);
+Tensor roi_distillation_loss_cpu(const RoiDistillation& arguments) {
   Tensor loss =
       torch::stable::new_empty(arguments.student[0], {}, accumulate_type(arguments.type()));
   if (arguments.type() == ScalarType::Double) {
@@ -540,40 +411,9 @@ Tensor roi_distillation_loss_cpu(
   return loss;
 }
 
-std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>
-roi_distillation_loss_backward_cpu(
-    const Tensor& grad,
-    std::vector<Tensor> student,
-    std::vector<Tensor> teacher,
-    std::vector<Tensor> boxes,
-    std::vector<Tensor> weights,
-    std::vector<Tensor> biases,
-    std::vector<int64_t> weight_of_level,
-    std::vector<int64_t> bias_of_level,
-    std::vector<double> strides,
-    int64_t rows,
-    int64_t columns,
-    int64_t sampling_ratio,
-    int64_t distance,
-    std::vector<Tensor> incoming) {
-  const std::vector<Tensor> weights_as_given = weights, biases_as_given = biases;
-  const Arguments arguments = make_arguments(
-      std::move(student),
-      std::move(teacher),
-      std::move(boxes),
-      std::move(weights),
-      std::move(biases),
-      std::move(weight_of_level),
-      std::move(bias_of_level),
-      std::move(strides),
-      rows,
-      columns,
-      sampling_ratio,
-      distance);
-  STD_TORCH_CHECK(
-      grad.is_cpu() && grad.numel() == 1 && grad.scalar_type() == accumulate_type(arguments.type()),
-      "grad must be one number on the CPU in the dtype of the loss.");
-  Gradients gradients(arguments.student[0], map_shapes(stored_maps(arguments.student)), incoming);
+RoiDistillationGradients roi_distillation_loss_backward_cpu(
+    const Tensor& grad, const RoiDistillation& arguments, bool) { // always deterministic
+  Gradients gradients(arguments.student[0], map_shapes(stored_maps(arguments.student)));
   AdapterGradients adapters(arguments);
   const auto run = [&](auto number) {
     using Acc = decltype(number);
@@ -581,8 +421,8 @@ roi_distillation_loss_backward_cpu(
     add_gradients<Acc>(arguments, scale, gradients.maps<Acc>(), &adapters);
     return std::make_tuple(
         gradients.finish(),
-        AdapterGradients::finish<Acc>(adapters.weights, weights_as_given),
-        AdapterGradients::finish<Acc>(adapters.biases, biases_as_given));
+        AdapterGradients::finish<Acc>(adapters.weights, arguments.given_weights),
+        AdapterGradients::finish<Acc>(adapters.biases, arguments.given_biases));
   };
   return arguments.type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -590,8 +430,10 @@ roi_distillation_loss_backward_cpu(
 } // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hkd_d2, CPU, m) {
-  m.impl("roi_distillation_loss", TORCH_BOX(&roi_distillation_loss_cpu));
-  m.impl("roi_distillation_loss_backward", TORCH_BOX(&roi_distillation_loss_backward_cpu));
+  m.impl("roi_distillation_loss", TORCH_BOX(&roi_distillation_loss<roi_distillation_loss_cpu>));
+  m.impl(
+      "roi_distillation_loss_backward",
+      TORCH_BOX(&roi_distillation_loss_backward<roi_distillation_loss_backward_cpu>));
 }
 
 } // namespace hkd

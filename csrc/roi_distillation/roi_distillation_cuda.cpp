@@ -5,11 +5,11 @@
 // times that size for the gradients of the student's bins.
 #include <torch/csrc/stable/library.h>
 
-#include <tuple>
 #include <vector>
 
-#include "logit_distillation/logit_kernels.h"
+#include "finish_loss.h"
 #include "roi_align/roi_arguments.h"
+#include "roi_distillation/roi_distillation_arguments.h"
 #include "roi_distillation/roi_distillation_kernels.h"
 
 // Tests take less, so that small calls have several blocks of boxes.
@@ -22,92 +22,48 @@ namespace {
 
 constexpr int64_t kRowsBytes = HKD_ROI_ROWS_BYTES;
 
-// A call, checked.
+// A call, with its table of boxes on the device.
 class [[gnu::visibility("hidden")]] Call {
  public:
-  Call(
-      const std::vector<Tensor>& student,
-      const std::vector<Tensor>& teacher,
-      const std::vector<Tensor>& boxes,
-      const std::vector<Tensor>& weights,
-      const std::vector<Tensor>& biases,
-      const std::vector<int64_t>& weight_of_level,
-      const std::vector<int64_t>& bias_of_level,
-      const std::vector<double>& strides,
-      int64_t rows,
-      int64_t columns,
-      int64_t sampling_ratio,
-      int64_t distance,
-      bool gradient)
-      : device(checked(student, teacher, boxes, strides)),
-        type(student[0].scalar_type()),
+  Call(const RoiDistillation& given, bool gradient)
+      : device(given.student[0]),
+        type(given.type()),
         in_double(is_double(type)),
-        student_channels(student[0].size(1)),
-        teacher_channels(teacher[0].size(1)),
-        stored_student_(as_stored(student)),
-        stored_teacher_(as_stored(teacher)),
-        student(roi_pyramid(stored_student_, type)),
-        teacher(roi_pyramid(stored_teacher_, type)),
+        student_channels(given.student_channels()),
+        teacher_channels(given.teacher_channels()),
+        normalizer(given.normalizer()),
+        student(roi_pyramid(given.student, type)),
+        teacher(roi_pyramid(given.teacher, type)),
         table(
-            student[0],
-            boxes,
-            strides,
-            sizes(student, 2),
-            sizes(student, 3),
-            rows,
-            columns,
-            sampling_ratio,
+            given.student[0],
+            given.boxes,
+            given.options,
+            lengths(given.student, 2),
+            lengths(given.student, 3),
             gradient,
-            device.stream()) {
-    STD_TORCH_CHECK(
-        distance >= 0 && distance <= static_cast<int64_t>(Distance::kCosine), "Unknown distance.");
-    STD_TORCH_CHECK(
-        weight_of_level.size() == student.size() && bias_of_level.size() == student.size(),
-        "Give the index of a weight and of a bias, or -1, a level.");
-    comparison.distance = static_cast<Distance>(distance);
-    for (const std::vector<Tensor>* list : {&weights, &biases}) {
-      for (const Tensor& tensor : *list) {
-        STD_TORCH_CHECK(same_device(tensor, student[0]), "Every tensor must be on one device.");
-        adapters_.push_back(
-            torch::stable::contiguous(torch::stable::to(tensor, accumulate_type(type))));
-      }
-    }
-    for (std::size_t level = 0; level < student.size(); ++level) {
-      const int64_t w = weight_of_level[level], b = bias_of_level[level];
-      STD_TORCH_CHECK(
-          w < 0 ? student_channels == teacher_channels && b < 0
-                : w < static_cast<int64_t>(weights.size()) && weights[w].dim() == 2 &&
-                      weights[w].size(0) == teacher_channels &&
-                      weights[w].size(1) == student_channels,
-          "An adapter's weight must be (C_t, C_s); only equal widths can do without.");
-      STD_TORCH_CHECK(
-          b < static_cast<int64_t>(biases.size()) &&
-              (b < 0 || biases[b].numel() == teacher_channels),
-          "An adapter's bias must be (C_t,).");
+            device.stream()),
+        has_rows(given.by_rows()),
+        like_(given.student[0]) {
+    comparison.distance = given.distance;
+    for (int level = 0; level < given.levels(); ++level) {
+      const int64_t w = given.weight_of_level[level], b = given.bias_of_level[level];
       if (w >= 0) {
-        adapters.weights[level] = adapters_[w].const_data_ptr();
+        adapters.weights[level] = given.weights[w].const_data_ptr();
         adapted = true;
       }
       if (b >= 0) {
-        adapters.biases[level] = adapters_[weights.size() + b].const_data_ptr();
+        adapters.biases[level] = given.biases[b].const_data_ptr();
       }
-      const bool by_difference = w < 0 && comparison.distance != Distance::kCosine;
-      comparison.difference_levels |= uint32_t(by_difference) << level;
-      has_rows |= !by_difference;
+      comparison.difference_levels |= uint32_t(given.by_difference(level)) << level;
     }
   }
 
   int64_t rois() const {
     return table.rois.count;
   }
-  // What the sum of all distances is divided by; at least 1.
-  double normalizer() const {
-    const int64_t channels = comparison.distance == Distance::kCosine ? 1 : teacher_channels;
-    return std::max<double>(static_cast<double>(rois() * table.sampling.bins() * channels), 1);
-  }
   // Memory for values of the type that is computed in.
   Tensor values(int64_t count) const {
-    return torch::stable::new_empty(stored_student_[0], {count}, accumulate_type(type));
+    return torch::stable::new_empty(like_, {count}, accumulate_type(type));
   }
   // Boxes whose rows of `width` channels fill a buffer.
   int64_t boxes_of(int64_t bytes, int64_t width) const {
@@ -170,69 +126,19 @@ class [[gnu::visibility("hidden")]] Call {
   ScalarType type; // of the student
   bool in_double;
   int64_t student_channels, teacher_channels;
-
- private:
-  static const Tensor& checked(
-      const std::vector<Tensor>& student,
-      const std::vector<Tensor>& teacher,
-      const std::vector<Tensor>& boxes,
-      const std::vector<double>& strides) {
-    check_pyramid(student, boxes, strides);
-    check_pyramid(teacher, boxes, strides);
-    for (std::size_t level = 0; level < student.size(); ++level) {
-      STD_TORCH_CHECK(
-          student[level].size(2) == teacher[level].size(2) &&
-              student[level].size(3) == teacher[level].size(3) &&
-              same_device(student[level], teacher[level]),
-          "student and teacher must have maps of one size on one device.");
-    }
-    return student[0];
-  }
-  static std::vector<int64_t> sizes(const std::vector<Tensor>& maps, int64_t axis) {
-    std::vector<int64_t> sizes;
-    for (const Tensor& map : maps) {
-      sizes.push_back(map.size(axis));
-    }
-    return sizes;
-  }
-
-  std::vector<Tensor> stored_student_, stored_teacher_, adapters_; // kept alive
-
- public:
+  double normalizer;
   RoiPyramid student, teacher;
   RoiTable table;
   RoiComparison comparison{};
   RoiAdapters adapters{};
-  bool adapted = false, has_rows = false;
+  bool adapted = false, has_rows;
+
+ private:
+  Tensor like_;
 };
 
-Tensor roi_distillation_loss_cuda(
-    std::vector<Tensor> student,
-    std::vector<Tensor> teacher,
-    std::vector<Tensor> boxes,
-    std::vector<Tensor> weights,
-    std::vector<Tensor> biases,
-    std::vector<int64_t> weight_of_level,
-    std::vector<int64_t> bias_of_level,
-    std::vector<double> strides,
-    int64_t rows,
-    int64_t columns,
-    int64_t sampling_ratio,
-    int64_t distance) {
-  const Call call(
-      student,
-      teacher,
-      boxes,
-      weights,
-      biases,
-      weight_of_level,
-      bias_of_level,
-      strides,
-      rows,
-      columns,
-      sampling_ratio,
-      distance,
-      false);
+Tensor roi_distillation_loss_cuda(const RoiDistillation& given) {
+  const Call call(given, false);
   const Sampling& sampling = call.table.sampling;
   const cudaStream_t stream = call.device.stream();
   const int64_t wide = std::max(call.student_channels, call.teacher_channels);
@@ -292,12 +198,12 @@ Tensor roi_distillation_loss_cuda(
       place += roi_rows_blocks(sampling, range.count);
     });
   }
-  Tensor loss = torch::stable::new_empty(student[0], {}, accumulate_type(call.type));
+  Tensor loss = torch::stable::new_empty(given.student[0], {}, accumulate_type(call.type));
   LossSums sums{};
-  sums.pairs = pairs.const_data_ptr();
+  sums.pairs = pairs.mutable_data_ptr();
   sums.count = blocks;
   sums.scale = 1;
-  sums.denominator = {{nullptr, Storage::kFloat}, nullptr, call.normalizer()};
+  sums.denominator = {{nullptr, Storage::kFloat}, nullptr, call.normalizer};
   sums.loss = loss.mutable_data_ptr();
   finish_loss(sums, call.in_double, stream);
   return loss;
@@ -306,16 +212,10 @@ Tensor roi_distillation_loss_cuda(
 // Gradients of the weights, summed in the type that is computed in, and of the biases, in double.
 class [[gnu::visibility("hidden")]] AdapterGradients {
  public:
-  AdapterGradients(
-      const Call& call,
-      const std::vector<Tensor>& weights,
-      const std::vector<Tensor>& biases,
-      const std::vector<int64_t>& weight_of_level,
-      const std::vector<int64_t>& bias_of_level,
-      int64_t boxes_at_once)
+  AdapterGradients(const Call& call, const RoiDistillation& given, int64_t boxes_at_once)
       : call_(call) {
-    add(weights, weight_of_level, false);
-    add(biases, bias_of_level, true);
+    add(given.given_weights, given.weight_of_level, false);
+    add(given.given_biases, given.bias_of_level, true);
     const int64_t slices = adapter_gradient_slices(std::min(boxes_at_once, call.rois()));
     for (Part& part : parts_) {
       part.partial = torch::stable::new_empty(
@@ -409,43 +309,12 @@ class [[gnu::visibility("hidden")]] AdapterGradients {
   std::vector<Part> parts_;
 };
 
-std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>
-roi_distillation_loss_backward_cuda(
-    const Tensor& grad,
-    std::vector<Tensor> student,
-    std::vector<Tensor> teacher,
-    std::vector<Tensor> boxes,
-    std::vector<Tensor> weights,
-    std::vector<Tensor> biases,
-    std::vector<int64_t> weight_of_level,
-    std::vector<int64_t> bias_of_level,
-    std::vector<double> strides,
-    int64_t rows,
-    int64_t columns,
-    int64_t sampling_ratio,
-    int64_t distance,
-    std::vector<Tensor> incoming) {
-  Call call(
-      student,
-      teacher,
-      boxes,
-      weights,
-      biases,
-      weight_of_level,
-      bias_of_level,
-      strides,
-      rows,
-      columns,
-      sampling_ratio,
-      distance,
-      true);
-  STD_TORCH_CHECK(
-      same_device(grad, student[0]) && grad.numel() == 1 &&
-          grad.scalar_type() == accumulate_type(call.type),
-      "grad must be one number on the device of the student, in the dtype of the loss.");
+RoiDistillationGradients roi_distillation_loss_backward_cuda(
+    const Tensor& grad, const RoiDistillation& given, bool deterministic) {
+  Call call(given, true);
   const Sampling& sampling = call.table.sampling;
   const cudaStream_t stream = call.device.stream();
-  const RoiLossScale scale{grad.const_data_ptr(), call.normalizer()};
+  const RoiLossScale scale{grad.const_data_ptr(), call.normalizer};
   const int64_t channels = call.student_channels, width = call.teacher_channels;
   const int64_t size = call.boxes_of(kRowsBytes, std::max(channels, width));
   // Whole blocks of boxes, so that one fits in what another has filled.
@@ -456,19 +325,33 @@ roi_distillation_loss_backward_cuda(
   const bool in_one = !call.has_rows || call.rois() <= of_gather;
   const ScalarType type = in_one ? call.type : accumulate_type(call.type);
   std::vector<bool> channels_last;
-  for (const RoiMap* map = call.student.maps; map < call.student.maps + student.size(); ++map) {
-    channels_last.push_back(map->channels_last);
+  for (int level = 0; level < given.levels(); ++level) {
+    channels_last.push_back(call.student.maps[level].channels_last);
   }
-  PyramidGradients gradients(student[0], type, sampling, channels, channels_last, incoming);
+  PyramidGradients gradients(given.student[0], type, sampling, channels, channels_last);
   bool by_difference[kMaxLevels], by_rows[kMaxLevels];
   for (int level = 0; level < kMaxLevels; ++level) {
     by_difference[level] = call.comparison.by_difference(level);
     by_rows[level] = !by_difference[level];
   }
 
+  const bool scatter = scatters(call.type, deterministic);
+  if (scatter) {
+    gradients.clear();
+  }
   RoiGradients of_difference = gradients.kernels;
   set_gradient_blocks(sampling, by_difference, &of_difference);
-  if (of_difference.blocks > 0) {
+  if (scatter && call.comparison.difference_levels != 0 && call.rois() > 0 && channels > 0) {
+    roi_difference_scatter(
+        of_difference.pyramid,
+        call.student,
+        call.teacher,
+        sampling,
+        call.table.rois,
+        call.comparison,
+        scale,
+        stream);
+  } else if (!scatter && of_difference.blocks > 0) {
     roi_difference_backward(
         of_difference,
         call.student,
@@ -482,7 +365,7 @@ roi_distillation_loss_backward_cuda(
         stream);
   }
 
-  AdapterGradients adapters(call, weights, biases, weight_of_level, bias_of_level, size);
+  AdapterGradients adapters(call, given, size);
   RoiGradients of_rows = gradients.kernels;
   set_gradient_blocks(sampling, by_rows, &of_rows);
   if (call.has_rows) {
@@ -519,31 +402,40 @@ roi_distillation_loss_backward_cuda(
           call.multiply(compared, width, true, range, own, channels);
         }
       });
-      if (of_rows.blocks > 0) {
+      const Bins of_bins{
+          {bins.mutable_data_ptr(), call.in_double ? Storage::kDouble : Storage::kFloat},
+          channels,
+          1,
+          channels};
+      if (scatter && end > begin && channels > 0) {
+        roi_align_scatter(
+            of_rows.pyramid,
+            ~call.comparison.difference_levels,
+            sampling,
+            call.table.rois,
+            of_bins,
+            begin,
+            end,
+            stream);
+      } else if (!scatter && of_rows.blocks > 0) {
         roi_align_backward(
             of_rows,
             sampling,
             call.table.rois,
             call.table.groups(begin, end),
-            {{bins.mutable_data_ptr(), call.in_double ? Storage::kDouble : Storage::kFloat},
-             channels,
-             1,
-             channels},
+            of_bins,
             begin,
             call.in_double,
             stream);
       }
       // What follows is added to what is there.
-      of_rows.only_touched = true;
-      for (int level = 0; level < sampling.levels; ++level) {
-        of_rows.incoming[level] = of_rows.maps[level].numbers;
-      }
+      of_rows.adds = true;
       begin = end;
     } while (begin < call.rois());
   }
   if (type != call.type) {
-    for (std::size_t level = 0; level < student.size(); ++level) {
-      gradients.tensors[level] = torch::stable::to(gradients.tensors[level], call.type);
+    for (Tensor& gradient : gradients.tensors) {
+      gradient = torch::stable::to(gradient, call.type);
     }
   }
   return {std::move(gradients.tensors), adapters.finish(false), adapters.finish(true)};
@@ -552,8 +444,10 @@ roi_distillation_loss_backward_cuda(
 } // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hkd_d2, HKD_DEVICE, m) {
-  m.impl("roi_distillation_loss", TORCH_BOX(&roi_distillation_loss_cuda));
-  m.impl("roi_distillation_loss_backward", TORCH_BOX(&roi_distillation_loss_backward_cuda));
+  m.impl("roi_distillation_loss", TORCH_BOX(&roi_distillation_loss<roi_distillation_loss_cuda>));
+  m.impl(
+      "roi_distillation_loss_backward",
+      TORCH_BOX(&roi_distillation_loss_backward<roi_distillation_loss_backward_cuda>));
 }
 
 } // namespace hkd

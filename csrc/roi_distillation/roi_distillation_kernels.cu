@@ -1,5 +1,5 @@
 // RoI distillation on the GPU: distances of differences and of rows, the adapter, and gradients.
-#include "roi_align/roi_kernels.cuh"
+#include "roi_align/roi_gradients.cuh"
 #include "roi_distillation/roi_distillation_kernels.h"
 
 namespace hkd {
@@ -72,6 +72,16 @@ __device__ __forceinline__ void pool_difference(
   }
 }
 
+// Differences in a tile become `scale` times the slope of their distance.
+template <int kAtOnce, typename Acc>
+__device__ __forceinline__ void differentiate(
+    Distance distance, Acc scale, const TileRange& range, BinTile<Acc>& tile) {
+  for_each_number<kAtOnce>(range, true, [&](int row, int column, int channel) {
+    Acc* value = tile.at(row, column, channel);
+    *value = scale * slope_of(distance, *value);
+  });
+}
+
 // One block a RoI, tile of bins and step of channels.
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<Acc>) roi_difference_kernel(
@@ -114,11 +124,29 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<Acc>) roi_differenc
         // Half a pack: the gradient's sums take the registers.
         pool_difference<kPack<Acc> / 2>(student, teacher, roi, sampling, range, tile);
         __syncthreads();
-        const Acc scale = load<Acc>(loss_scale);
-        for_each_number<1>(range, true, [&](int row, int column, int channel) {
-          Acc* value = tile.at(row, column, channel);
-          *value = scale * slope_of(comparison.distance, *value);
-        });
+        differentiate<1>(comparison.distance, load<Acc>(loss_scale), range, tile);
+      });
+}
+
+// One block a RoI, tile of bins and step of channels.
+__global__ void __launch_bounds__(kThreads, kRoiBlocksAtOnce<float>) roi_difference_scatter_kernel(
+    const RoiPyramid gradients,
+    const RoiPyramid student,
+    const RoiPyramid teacher,
+    const Sampling sampling,
+    const Rois rois,
+    const RoiComparison comparison,
+    const RoiLossScale loss_scale) {
+  scatter_gradient(
+      gradients,
+      comparison.difference_levels,
+      sampling,
+      rois,
+      0,
+      [&](int64_t, const SampledRoi<float>& roi, const TileRange& range, BinTile<float>& tile) {
+        pool_difference<kPack<float>>(student, teacher, roi, sampling, range, tile);
+        __syncthreads();
+        differentiate<4>(comparison.distance, load<float>(loss_scale), range, tile);
       });
 }
 
@@ -475,6 +503,30 @@ void roi_difference_backward(
         comparison,
         scale);
   });
+}
+
+void roi_difference_scatter(
+    const RoiPyramid& gradients,
+    const RoiPyramid& student,
+    const RoiPyramid& teacher,
+    const Sampling& sampling,
+    const Rois& rois,
+    const RoiComparison& comparison,
+    const RoiLossScale& scale,
+    cudaStream_t stream) {
+  HKD_LAUNCH(
+      roi_difference_scatter_kernel,
+      roi_difference_blocks(sampling, student.channels, rois.count),
+      kThreads,
+      0,
+      stream,
+      gradients,
+      student,
+      teacher,
+      sampling,
+      rois,
+      comparison,
+      scale);
 }
 
 void roi_product(

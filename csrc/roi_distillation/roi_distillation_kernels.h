@@ -51,6 +51,17 @@ void roi_difference_backward(
     bool is_double,
     cudaStream_t stream);
 
+// The same by scattering, to gradients of float.
+void roi_difference_scatter(
+    const RoiPyramid& gradients,
+    const RoiPyramid& student,
+    const RoiPyramid& teacher,
+    const Sampling& sampling,
+    const Rois& rois,
+    const RoiComparison& comparison,
+    const RoiLossScale& scale,
+    cudaStream_t stream);
+
 // ------------------------------------------------------------------------- rows
 // The RoIs [begin, begin + count) of a call; row r of a buffer is bin r % bins of one of them.
 struct RoiRows {

@@ -33,7 +33,7 @@ def _fake(features, boxes, strides, rows, columns, sampling_ratio):
     return features[0].new_empty(rois, features[0].shape[1], rows, columns)
 
 
-def _backward_fake(grad, boxes, strides, sampling_ratio, heights, widths, channels_last, incoming):
+def _backward_fake(grad, boxes, strides, sampling_ratio, heights, widths, channels_last, _):
     return [
         _empty(grad, (len(boxes), grad.shape[1], height, width), last)
         for height, width, last in zip(heights, widths, channels_last, strict=True)
@@ -54,7 +54,12 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     boxes = list(ctx.saved_tensors)
     gradients = torch.ops.hkd_d2.multilevel_roi_align_backward(
-        grad, boxes, ctx.strides, ctx.sampling_ratio, *ctx.shapes, []
+        grad,
+        boxes,
+        ctx.strides,
+        ctx.sampling_ratio,
+        *ctx.shapes,
+        torch.are_deterministic_algorithms_enabled(),
     )
     return gradients, [None] * len(boxes), None, None, None, None
 

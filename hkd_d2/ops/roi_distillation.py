@@ -65,7 +65,7 @@ def _backward(ctx, grad):
         ctx.weight_of_level,
         ctx.bias_of_level,
         *ctx.options,
-        [],
+        torch.are_deterministic_algorithms_enabled(),
     )
     none = [[None] * length for length in ctx.lengths]
     return student, none[1], none[2], weights, biases, *[None] * (2 + len(ctx.options))

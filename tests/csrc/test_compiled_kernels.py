@@ -30,6 +30,7 @@ WIDE_LOADS = {
     "roi_align_kernel",
     "roi_difference_kernel",
     "roi_difference_backward_kernel",
+    "roi_difference_scatter_kernel",
 }
 WIDE_STORES = {
     "adaptive_backward_kernel",
@@ -40,6 +41,8 @@ WIDE_STORES = {
     "roi_align_backward_kernel",
     "roi_difference_backward_kernel",
 }
+# Add to memory by reductions, four numbers at once from sm_90 on.
+SCATTER = {"roi_align_scatter_kernel", "roi_difference_scatter_kernel"}
 # Compute in double what is a few numbers, sums that cancel, or boxes that are given in double.
 DOUBLE = {
     "finish_loss_kernel",
@@ -134,7 +137,7 @@ def instructions(compiled):
         names = demangled(functions[::2]) if functions else {}
         for symbol, body in zip(functions[::2], functions[1::2], strict=True):
             found[(*names[symbol], architecture)].update(
-                re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", body)
+                re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Za-z0-9_.]+)", body)
             )
     return found
 
@@ -156,3 +159,14 @@ def test_sixteen_bytes_at_once(instructions, kernels, pattern):
             used = instructions[kernel, False, architecture]
             wide = {i for i in used if re.match(rf"{pattern}\..*128", i)}
             assert wide, f"{kernel} on {architecture} has no 128-bit {pattern}"
+
+
+def test_reductions_of_four_numbers(instructions):
+    for (kernel, _, architecture), used in instructions.items():
+        reductions = {i for i in used if re.match(r"(RED|ATOM)", i)}
+        wide = {i for i in reductions if re.match(r"REDG\..*ADD\.F32x4\b", i)}
+        where = f"{kernel} on {architecture}: {reductions}"
+        assert bool(reductions) == (kernel in SCATTER), where
+        assert bool(wide) == (kernel in SCATTER and architecture != "sm_80"), where
+        # Nothing comes back from memory.
+        assert all(i.startswith("RED") for i in reductions), where

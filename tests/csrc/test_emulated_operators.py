@@ -15,6 +15,8 @@ FILES = [
     "tests/ops/test_logit_distillation.py",
     "tests/ops/test_roi_operators.py",
 ]
+# Their backward has two plans, of which HKD_ROI_BACKWARD chooses.
+ROI_FILES = ["tests/ops/test_roi_operators.py"]
 # (file, text that occurs in it once, mutation): what a slip of the pen would be.
 MUTATIONS = [
     (
@@ -68,7 +70,7 @@ MUTATIONS = [
         "const bool inside = row <= stretch.end;",
     ),
     (
-        "logit_distillation/finish_loss_kernels.cu",
+        "finish_loss_kernels.cu",
         "i < sums.count; i +=",
         "i <= sums.count; i +=",
     ),
@@ -93,7 +95,7 @@ MUTATIONS = [
         "block.roi * bins.channels * sampling.bins() + bin * bins.bin_stride + 1",
     ),
     (
-        "roi_align/roi_kernels.cuh",
+        "roi_align/roi_gradients.cuh",
         "range.bottom > tile.top &&",
         "range.bottom > tile.top + 4 &&",
     ),
@@ -103,7 +105,7 @@ MUTATIONS = [
         "end = min(begin + kSamples + 1, range.count);",
     ),
     (
-        "roi_align/roi_kernels.cuh",
+        "roi_align/roi_gradients.cuh",
         "if (y >= height || x >= width) {",
         "if (y > height || x >= width) {",
     ),
@@ -148,9 +150,47 @@ MUTATIONS = [
         "sum = partial[slice * size + i];",
     ),
 ]
+# Of the scattering plan.
+SCATTER_MUTATIONS = [
+    (
+        "roi_align/roi_gradients.cuh",
+        "top < touched.bottom; top += kCellRows) {",
+        "top < touched.bottom - kCellRows; top += kCellRows) {",
+    ),
+    (
+        "roi_align/roi_gradients.cuh",
+        "const bool whole_rows = width % 4 == 0",
+        "const bool whole_rows = width % 4 >= 0",
+    ),
+    (
+        "roi_align/roi_gradients.cuh",
+        "of_column != 0 ? weight * values.values[k] : 0.0f;",
+        "weight * values.values[k];",
+    ),
+    (
+        "roi_align/roi_gradients.cuh",
+        "const int64_t y = top + own_row,",
+        "const int64_t y = top + own_row + 1,",
+    ),
+    (
+        "roi_align/roi_gradients.cuh",
+        "if (!(levels >> roi.level & 1) ||",
+        "if (",
+    ),
+    (
+        "roi_align/roi_align_kernels.cu",
+        "load_bins(upstream, sampling, row - begin, range, tile);\n      });\n}\n\n} // namespace",
+        "load_bins(upstream, sampling, row, range, tile);\n      });\n}\n\n} // namespace",
+    ),
+    (
+        "roi_distillation/roi_distillation_kernels.cu",
+        "differentiate<4>(comparison.distance, load<float>(loss_scale), range, tile);",
+        "differentiate<4>(comparison.distance, 1.0f, range, tile);",
+    ),
+]
 
 
-def environment(library, tmp_path):
+def environment(library, tmp_path, plan="gather"):
     """Variables for a process that loads the emulated operators, sanitized or not."""
     variables = {
         **os.environ,
@@ -158,6 +198,7 @@ def environment(library, tmp_path):
         "HKD_EMULATED": str(library),
         "HKD_EMULATED_RAN": str(tmp_path / "ran.json"),
         "OMP_NUM_THREADS": "1",
+        "HKD_ROI_BACKWARD": plan,
     }
     if b"__asan_init" in library.read_bytes():
         # ASan has to be there first, and finds the exceptions' library only if that is there too.
@@ -167,18 +208,19 @@ def environment(library, tmp_path):
     return variables
 
 
-def program(library, what, tmp_path):
+def program(library, what, tmp_path, plan="gather"):
     """The finished process of ``emulated_operators.py``."""
+    file = cuda_sources.ROOT / "tests" / "emulated_operators.py"
     return subprocess.run(
-        [sys.executable, str(cuda_sources.ROOT / "tests" / "emulated_operators.py"), library, what],
+        [sys.executable, str(file), library, *what.split()],
         capture_output=True,
         text=True,
-        env=environment(library, tmp_path),
+        env=environment(library, tmp_path, plan),
     )
 
 
-def answer(library, what, tmp_path):
-    done = program(library, what, tmp_path)
+def answer(library, what, tmp_path, plan="gather"):
+    done = program(library, what, tmp_path, plan)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -194,16 +236,17 @@ def names_of_kernels():
 )
 def test_the_cpu_kernels_tests_pass_and_run_every_kernel(sanitize, tmp_path):
     library = cuda_sources.emulated_operators(sanitize)
-    variables = environment(library, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "emulated_operators", *FILES],
-        capture_output=True,
-        text=True,
-        cwd=cuda_sources.ROOT,
-        env=variables,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    ran = set(json.loads((tmp_path / "ran.json").read_text()))
+    ran = set()
+    for plan, files in (("gather", FILES), ("scatter", ROI_FILES)):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "emulated_operators", *files],
+            capture_output=True,
+            text=True,
+            cwd=cuda_sources.ROOT,
+            env=environment(library, tmp_path, plan),
+        )
+        assert done.returncode == 0, plan + done.stdout[-6000:] + done.stderr[-3000:]
+        ran |= set(json.loads((tmp_path / "ran.json").read_text()))
     assert ran == names_of_kernels()
 
 
@@ -211,22 +254,79 @@ def test_no_result_depends_on_the_order_of_threads_and_blocks(tmp_path):
     assert answer(cuda_sources.emulated_operators(), "orders", tmp_path) == []
 
 
+def test_scattering_gives_way_to_deterministic_algorithms(tmp_path):
+    library = cuda_sources.emulated_operators()
+    # Scattered sums do depend on the order: the plan is taken, and the emulator shows it.
+    assert answer(library, "orders", tmp_path, "scatter")
+    assert answer(library, "deterministic_orders", tmp_path, "scatter") == []
+
+
+def test_logit_losses_take_few_launches(tmp_path):
+    """One where a block does it all, as for two images; two where sums of blocks are added up."""
+    assert answer(cuda_sources.emulated_operators(), "launches", tmp_path) == {
+        "kl, 2 images": [1, 1],
+        "bounded, 2 images": [1, 1],
+        "kl, 4 images": [2, 1],
+        "bounded, 4 images": [2, 1],
+        "dense kl": [2, 1],
+        "adaptive": [2, 1],
+    }
+
+
+def test_an_unknown_plan_is_refused(tmp_path):
+    call = """
+import sys
+import torch
+from emulated_operators import Emulator
+
+Emulator(sys.argv[1])
+pooled, boxes = torch.zeros(0, 1, 1, 1), torch.zeros(0, 4)
+torch.ops.hkd_d2.multilevel_roi_align_backward(
+    pooled, [boxes], [4.0], 0, [1], [1], [False], False
+)
+"""
+    library = cuda_sources.emulated_operators()
+    done = subprocess.run(
+        [sys.executable, "-c", call, str(library)],
+        capture_output=True,
+        text=True,
+        env=environment(library, tmp_path, "scattered"),
+    )
+    assert (
+        done.returncode
+        and "HKD_ROI_BACKWARD is 'scattered'; give gather, scatter or auto." in done.stderr
+    )
+
+
 def test_every_dropped_barrier_is_noticed(tmp_path):
-    found = answer(cuda_sources.emulated_operators(), "barriers", tmp_path)
-    assert found and all(found.values()), found
+    library = cuda_sources.emulated_operators()
+    found = answer(library, "barriers", tmp_path)
+    # Those of the scattering plan are reached by it alone.
+    missed = [place for place, noticed in found.items() if not noticed]
+    found |= answer(library, " ".join(["barriers", *missed]), tmp_path, "scatter") if missed else {}
+    assert len(missed) in range(1, len(found)) and all(found.values()), found
 
 
 @pytest.mark.slow
-def test_the_small_calls_are_right_without_a_mutation(tmp_path):
-    assert answer(cuda_sources.emulated_operators(sanitize=True), "compare", tmp_path) == []
+@pytest.mark.parametrize("plan", ["gather", "scatter"])
+def test_the_small_calls_are_right_without_a_mutation(plan, tmp_path):
+    assert answer(cuda_sources.emulated_operators(sanitize=True), "compare", tmp_path, plan) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file, text, mutation", MUTATIONS, ids=lambda value: value[:40])
-def test_mutations_are_caught(file, text, mutation, tmp_path):
+@pytest.mark.parametrize(
+    "file, text, mutation, plan",
+    [
+        *((*mutation, "gather") for mutation in MUTATIONS),
+        *((*mutation, "scatter") for mutation in SCATTER_MUTATIONS),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_mutations_are_caught(file, text, mutation, plan, tmp_path):
     library = cuda_sources.emulated_operators(
         sanitize=True, replace=(cuda_sources.CSRC / file, text, mutation)
     )
-    done = program(library, "compare", tmp_path)
+    folder = file.rpartition("/")[0]
+    done = program(library, f"compare {folder}", tmp_path, plan)
     told = "AddressSanitizer" in done.stderr or "runtime error" in done.stderr
     assert told or (done.returncode == 0 and json.loads(done.stdout) != []), done.stderr[-3000:]

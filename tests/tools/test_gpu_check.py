@@ -43,7 +43,16 @@ def test_a_failure_does_not_stop_later_steps(tool, tmp_path, monkeypatch):
     facts = {"device": "A GPU", "date": "2026-01-02", "compute_capability": "9.0"}
     monkeypatch.setattr(tool, "facts", lambda: facts)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    steps = ["--steps", "build", "tests", "memcheck", "benchmark"]
+    header = "mode,case,layout,median_ms"
+    for plan, times in (("gather", (2, 3)), ("scatter", (4, 1.5))):
+        rows = [
+            f"backward,roi_align,{x},{ms}" for x, ms in zip(("nchw", "nhwc"), times, strict=True)
+        ]
+        (tmp_path / f"roi_{plan}.csv").write_text(
+            "\n".join([header, *rows, "forward,a,b,9"]) + "\n"
+        )
+    found["plans"] = [program("timed")]
+    steps = ["--steps", "build", "tests", "memcheck", "plans", "benchmark"]
     assert tool.main([*steps, "--out", str(tmp_path)]) == 1
 
     results = json.loads((tmp_path / "report.json").read_text())["steps"]
@@ -51,9 +60,12 @@ def test_a_failure_does_not_stop_later_steps(tool, tmp_path, monkeypatch):
         "build": "passed",
         "tests": "failed",
         "memcheck": "left out",
+        "plans": "passed",
         "benchmark": "passed",
     }
     text = (tmp_path / "README.md").read_text()
     assert "| tests | failed | 0 | 1 failed in 2s |" in text
+    assert "| roi_align | nchw | 2 | 4 | gather, 2.00x |" in text
+    assert "| roi_align | nhwc | 3 | 1.5 | scatter, 2.00x |" in text
     assert table.format(1) in text and table.format(2) in text
     assert "3 passed" in (tmp_path / "tests.log").read_text()

@@ -88,6 +88,7 @@ struct Machine {
   std::string dropped_file;
   int dropped_line = 0;
   std::set<std::string> ran; // names of kernels
+  int launches = 0;
 
   dim3 grid, block;
   uint3 block_index;
@@ -388,6 +389,7 @@ inline void launch(
   const std::lock_guard<std::mutex> lock(machine.mutex);
   machine.name = name;
   machine.ran.insert(name);
+  ++machine.launches;
   machine.random.seed(machine.seed);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > 1024 || block.z > 64) {

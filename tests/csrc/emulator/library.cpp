@@ -12,6 +12,11 @@ void hkd_emulator_configure(uint64_t seed, const char* dropped_file, int dropped
   machine.dropped_line = dropped_line;
 }
 
+// Launches since the library was loaded.
+int hkd_emulator_launches() {
+  return hkd::emulator::machine.launches;
+}
+
 // Names of the kernels that ran since the library was loaded, one a line.
 const char* hkd_emulator_ran() {
   static std::string names;

@@ -1,8 +1,11 @@
 // The last step of a loss: the blocks' sums, added up by one block in double.
-#include "logit_distillation/logit_kernels.cuh"
+#include "finish_loss.cuh"
+#include "hkd/reduce.cuh"
 
 namespace hkd {
 namespace {
+
+constexpr int kThreads = 256;
 
 template <typename Acc>
 __global__ void __launch_bounds__(kThreads) finish_loss_kernel(const LossSums sums) {
@@ -14,14 +17,7 @@ __global__ void __launch_bounds__(kThreads) finish_loss_kernel(const LossSums su
   }
   block_sums<kThreads>(total);
   if (threadIdx.x == 0) {
-    const double denominator =
-        at_least_one(sums.divide_by_second ? total[1] : load<double>(sums.denominator));
-    if (sums.loss != nullptr) {
-      *static_cast<Acc*>(sums.loss) = static_cast<Acc>(sums.scale * total[0] / denominator);
-    }
-    if (sums.used_denominator != nullptr) {
-      *static_cast<Acc*>(sums.used_denominator) = static_cast<Acc>(denominator);
-    }
+    finish<Acc>(sums, total[0], total[1]);
   }
 }
 
