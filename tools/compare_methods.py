@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -318,6 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background too
+        signal.signal(number, signal.default_int_handler)
     try:
         main()
     except (ValueError, FileNotFoundError, RuntimeError) as error:

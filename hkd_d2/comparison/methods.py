@@ -30,7 +30,6 @@ DETECTORS_OWN = (
     "FCOS.",
     "DATA.REGISTER",
     "DATA.MIN_",
-    "DATA.PSEUDO",
     "EVALUATION.",
     "SOLVER.",
 )
@@ -247,7 +246,7 @@ def plan_contender(
         weights = plan_teacher(family, quickstart, False).weights
         options += ["HKD.TEACHER.WEIGHTS", str(weights)]
     data, pool = node.get("DATA", {}), None
-    if "PSEUDO_RATIO" in data:
+    if data.get("PSEUDO"):
         pool = output / f"pool_{family.teacher}.json"
         options += ["HKD.DATA.PSEUDO", [str(pool)]]
     share = data.get("LABELED_SHARE", 1.0)

@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 
-from hkd_d2.comparison import methods
 from hkd_d2.comparison.methods import (
     FAMILIES,
     choose_methods,
@@ -101,18 +100,32 @@ def test_contenders_differ_by_their_method_alone(tmp_path):
         assert read_config(distilled.config_file, []).HKD.TEACHER.WEIGHTS == ""
 
 
-def test_a_share_of_the_labels_is_a_section(monkeypatch, tmp_path):
-    changes = {"HKD": {"DATA": {"LABELED_SHARE": 0.1}}}
-    monkeypatch.setattr(methods, "read_config", lambda file, options: read_config(PLAIN, options))
-    plan = methods.plan_contender("few", RETINANET, changes, [0], tmp_path, tmp_path / "out", 5)
-    assert plan.section == "RetinaNet, 10 % of the labels" and plan.plain
-    changes["HKD"]["DATA"]["PSEUDO_RATIO"] = 1.0
-    plan = methods.plan_contender("more", RETINANET, changes, [0], tmp_path, tmp_path / "out", 5)
-    assert plan.pool == tmp_path / "out" / "pool_teacher_retinanet.json" and not plan.plain
-    assert [str(plan.pool)] in plan.runs[0].changes
+def test_a_share_of_the_labels_is_a_section(tmp_path):
+    names = ["sad_supervised", "sad_hard", "sad"]
+    plans = plan_contenders(choose_methods(names), [0], tmp_path, tmp_path / "out", 5)
+    student, supervised, hard, sad = plans
+    assert student.section == "RetinaNet" and student.plain
+    assert {c.section for c in plans[1:]} == {"RetinaNet, 10 % of the labels"}
+    assert [c.plain for c in plans[1:]] == [True, False, False]
+    pool = tmp_path / "out" / "pool_teacher_retinanet.json"
+    assert supervised.pool is None and hard.pool == sad.pool == pool
+    for contender, named in ((supervised, []), (hard, [str(pool)]), (sad, [str(pool)])):
+        data = contender.runs[0].config.HKD.DATA
+        assert data.LABELED_SHARE == 0.1 and list(data.PSEUDO) == named
+    assert sad.terms == ["adl"] and hard.terms == []
 
 
-PLAIN = CONFIGS / "quickstart" / "student_retinanet.yaml"
+def test_another_place_of_the_pool_changes_nothing(tmp_path):
+    (tmp_path / "streets").mkdir()
+    (tmp_path / "streets" / "streets.json").write_text("{}")
+    run = plan_contenders(choose_methods(["sad"]), [0], tmp_path, tmp_path, 5)[1].runs[0]
+    pool = tmp_path / "pool_teacher_retinanet.json"
+    pool.write_text("one")
+    before = run.settings()
+    assert str(tmp_path) not in json.dumps(before)
+    pool.write_text("another")
+    after = run.settings()
+    assert {k for k in after if after[k] != before[k]} == {"the teacher's detections (0)"}
 
 
 def test_row_of_a_run(tmp_path):
