@@ -138,6 +138,27 @@ def test_the_cap_of_an_image_comes_before_the_heights():
     assert results["Reasonable"].fppi[-1] == 19 / 3
 
 
+def test_of_equal_overlaps_the_later_box_is_taken():
+    # The first detection lies half-way between two boxes, IoU 20/28; the second is on the first
+    # box's far side, IoU 20/28 with it alone, and finds it free only if the later one was taken.
+    people = [person(1, 0, (8, 0, 24, 60)), person(2, 0, (0, 0, 24, 60))]
+    detections = [found(0, (4, 0, 24, 60), 0.9), found(0, (12, 0, 24, 60), 0.8)]
+    results = assert_same_bits(truth(people), detections)
+    assert results["All"].miss.tolist() == [0.5, 0]
+    people[0]["bbox"], people[1]["bbox"] = people[1]["bbox"], people[0]["bbox"]
+    assert assert_same_bits(truth(people), detections)["All"].miss.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    # Half of the detection; these round to another side of 0.5 if the union is summed otherwise.
+    [(23.4, 79.1, (23.4, 39.55)), (39.5, 53.2, (19.75, 53.2)), (32.6, 88.9, (16.3, 88.9))],
+)
+def test_the_union_is_summed_in_the_same_order(width, height, size):
+    people = [person(1, 0, (0.1, 0.1, *size))]
+    assert_same_bits(truth(people), [found(0, (0.1, 0.1, width, height), 0.9)])
+
+
 def test_more_setups_than_one_pass_takes():
     random = np.random.default_rng(3)
     boxes = random.uniform((0, 0, 20, 20), (60, 60, 60, 90), (200, 4))
