@@ -2,18 +2,19 @@
 
 PY := .venv/bin/python
 READY := .venv/.ready
-SEEDS ?= 0
 SCALE ?= half
 
-.PHONY: help quickstart test test-slow test-oldest sanitize bench gpu-check lint clean
+.PHONY: help quickstart methods test test-slow test-oldest sanitize bench gpu-check lint clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
 	@echo "make quickstart SEEDS=0,1,2   the same with three students of each kind"
+	@echo "make methods            train and compare every distillation method, three seeds each"
+	@echo "make methods METHODS=fgfi,pkd SEEDS=0   some of them"
 	@echo "make test               the test suite"
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
 	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
-	@echo "make sanitize           tests/ops under AddressSanitizer and UBSan"
+	@echo "make sanitize           tests of what is compiled under AddressSanitizer and UBSan"
 	@echo "make bench              time the operators on this machine's CPU, at half of 1024x2048"
 	@echo "make bench SCALE=full   the same at 1024x2048"
 	@echo "make gpu-check          test and time the CUDA kernels on this machine's GPU, with a report"
@@ -25,7 +26,10 @@ $(READY): setup.py pyproject.toml tools/bootstrap.sh tools/install_detectron2.sh
 	@touch $(READY)
 
 quickstart: $(READY)
-	$(PY) tools/quickstart.py --seeds $(SEEDS)
+	$(PY) tools/quickstart.py $(if $(SEEDS),--seeds $(SEEDS))
+
+methods: $(READY)
+	$(PY) tools/compare_methods.py $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(READY)
 	$(PY) -m pytest -m "not slow"

@@ -89,7 +89,7 @@ LINK_FLAGS = SANITIZERS if SANITIZE else []
 INCLUDE = [os.path.abspath("csrc"), os.path.abspath("csrc/include")]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.*h"))
 SOURCES = {str(path) for path in Path("csrc").rglob("*.cpp")}
-NATIVE = {"csrc/native.cpp"}
+NATIVE = {"csrc/native.cpp", *(str(path) for path in Path("csrc/evaluation").glob("*.cpp"))}
 KERNELS = {str(path) for path in Path("csrc").rglob("*.cu")}
 CUDA = {path for path in SOURCES if path.endswith("_cuda.cpp")} | {"csrc/cuda_module.cpp"} | KERNELS
 
@@ -156,7 +156,8 @@ def extensions():
         depends=HEADERS,
         include_dirs=[*INCLUDE, pybind11.get_include()],
         define_macros=[(f"HKD_BUILD_{name}", f'"{value}"') for name, value in facts.items()],
-        extra_compile_args=[*FLAGS, "-fvisibility=hidden"],
+        # No multiply and add in one rounding, which would not be NumPy's result.
+        extra_compile_args=[*FLAGS, "-fvisibility=hidden", "-ffp-contract=off"],
         extra_link_args=[*LINK_FLAGS],
     )
     return [*modules, native]

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu_isa.h"
+#include "evaluation/bindings.h"
 
 namespace py = pybind11;
 
@@ -40,4 +41,5 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "What is compiled and is not a tensor operator.";
   m.def("build_info", &hkd::build_info, "How the compiled modules were built; see hkd_d2.ops.");
+  hkd::bind_evaluation(m);
 }

@@ -46,6 +46,8 @@ def add_hkd_config(cfg: CN) -> None:
     # Detectron2 meta-architecture of the student: GeneralizedRCNN, RetinaNet, FCOS, or, with ignore
     # regions, IgnoreAwareRetinaNet, IgnoreAwareFCOS.
     cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Factors on the student's own losses, by name, for example {loss_cls: 0.5}; 1 for the others.
+    cfg.HKD.STUDENT.LOSS_WEIGHTS = CN(new_allowed=True)
 
     # ------------------------------------------------------------------ teacher
     cfg.HKD.TEACHER = CN()
@@ -72,16 +74,32 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.PYRAMID.WEIGHT = 0.5
     # Student's FPN levels that are distilled; the teacher's are found by stride.
     cfg.HKD.PYRAMID.LEVELS = ["p2", "p3", "p4", "p5"]
-    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine | pkd.
+    # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine, or of two whole maps: pkd
+    # (correlation of the channels) | cwd (divergence of each channel's softmax over the cells).
     cfg.HKD.PYRAMID.DISTANCE = "mse"
-    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, the
-    # rest with BACKGROUND_WEIGHT). Cells under ignore boxes count only where MASK is none.
+    # Temperature of cwd.
+    cfg.HKD.PYRAMID.TEMPERATURE = 1.0
+    # Cells that count: none (the whole map) | boxes (cells under ground truth) | split (both, in
+    # one weighted mean) | decoupled (both, each in a mean of its own; DeFeat). Cells under ignore
+    # boxes count only where MASK is none.
     cfg.HKD.PYRAMID.MASK = "none"
-    # Weight of the cells outside the boxes where MASK is split.
+    # Weight of the cells under the boxes where MASK is split or decoupled.
+    cfg.HKD.PYRAMID.FOREGROUND_WEIGHT = 1.0
+    # Weight of the cells outside the boxes where MASK is split or decoupled.
     cfg.HKD.PYRAMID.BACKGROUND_WEIGHT = 0.25
+    # Which cells a box covers: cells (all that it touches) | defeat (as DeFeat rounds it) | fgfi
+    # (those with an anchor close to it).
+    cfg.HKD.PYRAMID.RASTERIZE = "cells"
+    # Of fgfi: an anchor is close if its IoU with the box is above this share of the best anchor's.
+    cfg.HKD.PYRAMID.ANCHOR_THRESHOLD = 0.5
     # Divide a level's distance by a statistic of the teacher's map: none | teacher_variance.
     cfg.HKD.PYRAMID.NORMALIZE = "none"
-    # 1x1 adapters: auto (where channel counts differ) | always.
+    # What is summed over what: mean (over counted elements, then over levels) | half_mean (half of
+    # it; DeFeat) | cells (half the sum over channels, mean over counted cells and levels; FGFI) |
+    # level_sum (the sum of the levels' means; PKD, CWD).
+    cfg.HKD.PYRAMID.REDUCTION = "mean"
+    # Adapters: 1x1, auto (where channel counts differ) | always; or on the whole map conv3x3
+    # (DeFeat) | conv3x3_relu (FGFI).
     cfg.HKD.PYRAMID.ADAPTER = "auto"
 
     # ------------------------------------------------------------------ region term
@@ -100,6 +118,8 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.REGION.POOLER_SAMPLING_RATIO = 0
     # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
     cfg.HKD.REGION.DISTANCE = "mse"
+    # How the distances become one number: mean | half_mean (half of it, as Mimic has it).
+    cfg.HKD.REGION.REDUCTION = "mean"
     # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
     cfg.HKD.REGION.NORMALIZE = "none"
     # 1x1 adapter: auto (where channel counts differ) | always.
@@ -109,17 +129,21 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.LOGIT = CN()
     # Weight of the term.
     cfg.HKD.LOGIT.WEIGHT = 30.0
-    # Parts that are added up: hidden (MSE of the last hidden box features), predictions (half the
-    # MSE of class logits plus that of deltas), kl (temperature KL of the class logits), deltas
-    # (smooth L1 of the deltas of foreground boxes), bounded (Chen 2017 regression, upper-bounded by
-    # the teacher). One-stage detectors have the last three, on their anchors.
+    # Parts that are added up. On the sampled boxes: hidden (MSE of the last hidden box features),
+    # predictions (half the MSE of class logits plus that of deltas), kl (temperature KL of the
+    # class logits), kl_foreground and kl_background (DeFeat), tckd and nckd (DKD), cross_entropy
+    # (Chen 2017, of soft classes), deltas (smooth L1 of the deltas of foreground boxes), bounded
+    # (Chen 2017 regression, upper-bounded by the teacher). On the RPN's sampled anchors:
+    # rpn_cross_entropy, rpn_bounded. One-stage detectors have kl, deltas and bounded.
     cfg.HKD.LOGIT.PARTS = ["hidden", "predictions"]
     # Weight of each part, in the order of PARTS; [] for 1 each.
     cfg.HKD.LOGIT.PART_WEIGHTS = []
-    # Temperature of kl.
+    # Temperature of the softmax or sigmoid of every part with class logits but predictions.
     cfg.HKD.LOGIT.TEMPERATURE = 1.0
-    # Margin m of bounded: the term acts while the student's squared error plus m exceeds the
-    # teacher's.
+    # Weight of the background's class in cross_entropy and rpn_cross_entropy (Chen 2017).
+    cfg.HKD.LOGIT.BACKGROUND_WEIGHT = 1.5
+    # Margin m of bounded and rpn_bounded: they act while the student's squared error plus m exceeds
+    # the teacher's.
     cfg.HKD.LOGIT.BOUND_MARGIN = 0.01
 
     # ------------------------------------------------------------------ ADL term
@@ -137,18 +161,86 @@ def add_hkd_config(cfg: CN) -> None:
     # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
     cfg.HKD.ADL.OUTER = "bce"
 
-    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
-        term = cfg.HKD[name]
-        # Weight over time; iterations of this run.
-        term.SCHEDULE = CN()
-        # Iterations over which the weight rises linearly from 0.
-        term.SCHEDULE.WARMUP_ITERS = 0
-        # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
-        term.SCHEDULE.DECAY = "constant"
-        # Share of the weight that is left at the end of a decay.
-        term.SCHEDULE.END_FACTOR = 0.0
-        # Iteration from which the term is off; 0 for never.
-        term.SCHEDULE.STOP_ITER = 0
+    # ------------------------------------------------------------------ CrossKD term
+    cfg.HKD.CROSSKD = CN()
+    # Weight of the term.
+    cfg.HKD.CROSSKD.WEIGHT = 1.0
+    # Last convolutions of the teacher's towers that the student's features pass through.
+    cfg.HKD.CROSSKD.REUSED_CONVS = 1
+    # Weight of the class logits.
+    cfg.HKD.CROSSKD.CLASS_WEIGHT = 1.0
+    # Exponent of the distance in probability that weighs an anchor's cross-entropy.
+    cfg.HKD.CROSSKD.BETA = 1.0
+    # Weight of the boxes.
+    cfg.HKD.CROSSKD.BOX_WEIGHT = 1.0
+    # Distance of two boxes: giou (1 - GIoU) | iou (- ln IoU).
+    cfg.HKD.CROSSKD.BOX_LOSS = "giou"
+    # 1x1 adapters, one a tower: auto (where the towers' widths differ) | always.
+    cfg.HKD.CROSSKD.ADAPTER = "auto"
+
+    # ------------------------------------------------------------------ OSAKD term
+    cfg.HKD.OSAKD = CN()
+    # Weight of the term, the paper's lambda.
+    cfg.HKD.OSAKD.WEIGHT = 1.0
+    # Nearest neighbours that vote for the classes of a region.
+    cfg.HKD.OSAKD.K = 10
+    # Embeddings of earlier regions that are kept, the same number of every class.
+    cfg.HKD.OSAKD.BANK_SIZE = 4096
+    # Embeddings in the bank from which on the term acts.
+    cfg.HKD.OSAKD.READY_AT = 1024
+    # Votes that every class has beforehand.
+    cfg.HKD.OSAKD.SMOOTHING = 0.1
+    # Distance of the student's class probabilities from the neighbours': kl | mse.
+    cfg.HKD.OSAKD.LOSS = "kl"
+
+    # ------------------------------------------------------------------ LW-KD term
+    cfg.HKD.LWKD = CN()
+    # Weight of the term.
+    cfg.HKD.LWKD.WEIGHT = 1.0
+    # Temperature of both sides' class probabilities.
+    cfg.HKD.LWKD.TEMPERATURE = 4.0
+    # Weight of the student's adversarial loss beside the divergence.
+    cfg.HKD.LWKD.ADVERSARIAL_WEIGHT = 0.1
+    # Learning rate of the discriminator, at the height of SOLVER's schedule.
+    cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
+
+    # ------------------------------------------------------------------ FGD term
+    cfg.HKD.FGD = CN()
+    # Weight of the term, on top of those of its parts.
+    cfg.HKD.FGD.WEIGHT = 1.0
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.FGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Temperature of the attention.
+    cfg.HKD.FGD.TEMPERATURE = 0.5
+    # Weight of the objects' cells, alpha.
+    cfg.HKD.FGD.FOREGROUND_WEIGHT = 5e-5
+    # Weight of the other cells, beta.
+    cfg.HKD.FGD.BACKGROUND_WEIGHT = 2.5e-5
+    # Weight of the difference of both networks' attention, gamma.
+    cfg.HKD.FGD.ATTENTION_WEIGHT = 5e-5
+    # Weight of the relation between cells, lambda.
+    cfg.HKD.FGD.RELATION_WEIGHT = 5e-7
+
+    # ------------------------------------------------------------------ MGD term
+    cfg.HKD.MGD = CN()
+    # Weight of the term.
+    cfg.HKD.MGD.WEIGHT = 5e-7
+    # Student's FPN levels that are distilled; the teacher's are found by stride.
+    cfg.HKD.MGD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Share of the student's cells that are masked.
+    cfg.HKD.MGD.MASK_RATIO = 0.45
+
+    # ------------------------------------------------------------------ ReviewKD term
+    cfg.HKD.REVIEWKD = CN()
+    # Weight of the term.
+    cfg.HKD.REVIEWKD.WEIGHT = 1.2
+    # Student's FPN levels that are fused and distilled, finest first; the teacher's are found by
+    # stride.
+    cfg.HKD.REVIEWKD.LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+
+    for node in list(cfg.HKD.values()):
+        if isinstance(node, CN) and "WEIGHT" in node:
+            add_schedule(node)
 
     # ------------------------------------------------------------------ backbones
     cfg.HKD.BACKBONE = CN()
@@ -174,6 +266,13 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.DATA.MIN_HEIGHT = 50
     # Pedestrians with a smaller visible share are ignored in training.
     cfg.HKD.DATA.MIN_VISIBILITY = 0.0
+    # Share of the images of each training set whose labels are used, the same ones in every run;
+    # the others are not trained on, unless a pool has them.
+    cfg.HKD.DATA.LABELED_SHARE = 1.0
+    # Pools of pseudo-labels, files of tools/pseudo_label.py, to train on beside labelled images.
+    cfg.HKD.DATA.PSEUDO = []
+    # Images of the pools for each labelled image, in every batch.
+    cfg.HKD.DATA.PSEUDO_RATIO = 1.0
 
     # ------------------------------------------------------------------ evaluation
     cfg.HKD.EVALUATION = CN()
@@ -190,12 +289,32 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.SOLVER.OPTIMIZER = "sgd"
 
 
+def add_schedule(term: CN) -> None:
+    """Add the ``SCHEDULE`` of a term's weight, with its defaults, to the term's node in place."""
+    # Weight over time; iterations of this run.
+    term.SCHEDULE = CN()
+    # Iterations over which the weight rises linearly from 0.
+    term.SCHEDULE.WARMUP_ITERS = 0
+    # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
+    term.SCHEDULE.DECAY = "constant"
+    # Share of the weight that is left at the end of a decay.
+    term.SCHEDULE.END_FACTOR = 0.0
+    # Iteration from which the term is off; 0 for never.
+    term.SCHEDULE.STOP_ITER = 0
+
+
 # Registrations: importing these modules is all they need.
 import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
+import hkd_d2.distillation.crosskd  # noqa: E402, F401
+import hkd_d2.distillation.fgd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
+import hkd_d2.distillation.lwkd  # noqa: E402, F401
+import hkd_d2.distillation.mgd  # noqa: E402, F401
+import hkd_d2.distillation.osakd  # noqa: E402, F401
 import hkd_d2.distillation.pyramid  # noqa: E402, F401
 import hkd_d2.distillation.region  # noqa: E402, F401
+import hkd_d2.distillation.reviewkd  # noqa: E402, F401
 import hkd_d2.modeling.backbones  # noqa: E402, F401
 import hkd_d2.modeling.fcos  # noqa: E402, F401
 import hkd_d2.modeling.ignore  # noqa: E402, F401

@@ -55,14 +55,17 @@ def student_cfg():
 
 @pytest.fixture
 def hkd_cfg(teacher_files):
-    """The student's config with the three terms of HKD beside the teacher."""
+    """The student's config with the three terms of HKD, every part, beside the teacher."""
     from small_detectors import small_config
+
+    from hkd_d2.distillation.logit_box_head import BoxHeadParts
+    from hkd_d2.distillation.logit_dense_head import RPNParts
 
     cfg = small_config()
     cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = teacher_files
     cfg.HKD.TERMS = ["pyramid", "region", "logit"]
-    cfg.HKD.LOGIT.PARTS = ["hidden", "predictions", "kl", "deltas", "bounded"]
+    cfg.HKD.LOGIT.PARTS = [*BoxHeadParts.PARTS, *RPNParts.PARTS]
     return cfg
 
 

@@ -101,3 +101,51 @@ def test_distillation_changes_nothing_but_the_architecture(student):
     assert distilled.MODEL == alone.MODEL
     assert distilled.SOLVER == alone.SOLVER and distilled.INPUT == alone.INPUT
     assert distilled.HKD.BACKBONE == alone.HKD.BACKBONE
+
+
+def test_the_three_rows_of_sad_differ_in_what_they_compare():
+    alone, hard, soft = (
+        load(CONFIGS / "methods" / f"{name}.yaml") for name in ("sad_supervised", "sad_hard", "sad")
+    )
+    assert alone.HKD.DATA.LABELED_SHARE == 0.1 and not alone.HKD.DATA.PSEUDO
+    assert hard.HKD.DATA == soft.HKD.DATA and hard.HKD.DATA.PSEUDO
+    assert hard.HKD.DATA.LABELED_SHARE == 0.1 and hard.HKD.DATA.PSEUDO_RATIO == 1.0
+    assert not alone.HKD.TERMS and not hard.HKD.TERMS and list(soft.HKD.TERMS) == ["adl"]
+    soft.MODEL.META_ARCHITECTURE = soft.HKD.STUDENT.META_ARCHITECTURE
+    assert alone.MODEL == hard.MODEL == soft.MODEL
+    assert alone.SOLVER == hard.SOLVER == soft.SOLVER
+
+
+# Terms and weights as published; what else a preset may change is the clipping of gradients.
+FEATURE_PRESETS = {
+    "fgfi": ("pyramid", {"WEIGHT": 0.01}),
+    "defeat": ("pyramid", {"WEIGHT": 1.0, "FOREGROUND_WEIGHT": 3.0, "BACKGROUND_WEIGHT": 12.0}),
+    "pkd": ("pyramid", {"WEIGHT": 6.0}),
+    "cwd": ("pyramid", {"WEIGHT": 10.0}),
+    "fgd": (
+        "fgd",
+        {
+            "WEIGHT": 1.0,
+            "FOREGROUND_WEIGHT": 5e-5,
+            "BACKGROUND_WEIGHT": 2.5e-5,
+            "ATTENTION_WEIGHT": 5e-5,
+            "RELATION_WEIGHT": 5e-7,
+        },
+    ),
+    "mgd": ("mgd", {"WEIGHT": 5e-7, "MASK_RATIO": 0.45}),
+    "reviewkd": ("reviewkd", {"WEIGHT": 1.2}),
+}
+
+
+@pytest.mark.parametrize("method", FEATURE_PRESETS)
+def test_presets_of_feature_methods(method):
+    alone = load(CONFIGS / "student_citypersons.yaml")
+    preset = load(CONFIGS / "methods" / f"{method}.yaml")
+    term, weights = FEATURE_PRESETS[method]
+    assert term in preset.HKD.TERMS
+    assert {key: preset.HKD[term.upper()][key] for key in weights} == weights
+    assert preset.OUTPUT_DIR == f"output/{method}_citypersons"
+    preset.MODEL.META_ARCHITECTURE = preset.HKD.STUDENT.META_ARCHITECTURE
+    preset.SOLVER.CLIP_GRADIENTS = alone.SOLVER.CLIP_GRADIENTS
+    assert preset.MODEL == alone.MODEL
+    assert preset.SOLVER == alone.SOLVER and preset.INPUT == alone.INPUT

@@ -11,20 +11,13 @@ output/quickstart. What an earlier call finished is used again, unless its setti
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse
-import datetime
-import hashlib
 import json
 import logging
 import math
 import os
-import re
-import shutil
-import subprocess
 import sys
 import time
 import warnings
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 # Newer PyTorch comments on how Detectron2 uses it.
@@ -35,12 +28,25 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from detectron2.config import CfgNode, get_cfg  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
-from hkd_d2.config import add_hkd_config  # noqa: E402
+from hkd_d2.comparison.runs import (  # noqa: E402
+    CONFIGS,
+    ROOT,
+    TEACHER_SEED,
+    Run,
+    draw_streets,
+    format_time,
+    measured_speed,
+    parse_seeds,
+    predict,
+    read_config,
+    street_options,
+    train,
+)
+from hkd_d2.comparison.scores import MISS_RATES, SCORES, mean_and_error  # noqa: E402
 from hkd_d2.data.datasets import check_records, register_datasets  # noqa: E402
-from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets  # noqa: E402
 from hkd_d2.data.mapper import PedestrianMapper  # noqa: E402
 from hkd_d2.evaluation import (  # noqa: E402
     MISSING_POINTS,
@@ -57,94 +63,13 @@ from hkd_d2.visualization import (  # noqa: E402
     plot_training,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-TEACHER_SEED = 7
 TEACHER, PLAIN, DISTILLED = "teacher", "plain student", "distilled student"
-
-# Column of the table: setup of the miss rate. "Heavy" is the benchmark's own, 20 to 65 % visible.
-MISS_RATES = {"Reasonable": "Reasonable", "Heavy": "Reasonable_occ=heavy", "All": "All"}
-SCORES = (*MISS_RATES, "AP")
 
 MIN_SCORE = 0.5  # of the detections in the picture
 TIMED_IMAGES = 30
 WARM_UP_IMAGES = 3
-PROGRESS_PERIOD = 10  # seconds from one line of progress to the next
 # Seconds of an iteration on two cores: a first guess, to be scaled by what this machine shows.
 SECONDS_PER_ITERATION = {TEACHER: 0.145, PLAIN: 0.061, DISTILLED: 0.106}
-
-
-@dataclass
-class Run:
-    """One training run: a detector, its seed, its config file and what is changed in it."""
-
-    kind: str
-    seed: int
-    config_file: Path
-    folder: Path
-    changes: list
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}, seed {self.seed}"
-
-    @property
-    def options(self) -> list:
-        return [*self.changes, "SEED", self.seed, "OUTPUT_DIR", str(self.folder)]
-
-    @property
-    def config(self) -> CfgNode:
-        return read_config(self.config_file, self.options)
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "model_final.pth"
-
-    @property
-    def record(self) -> Path:
-        """Settings and, once finished, seconds: the mark of a folder that this tool made."""
-        return self.folder / "quickstart.json"
-
-    @property
-    def nominal_seconds(self) -> float:
-        return SECONDS_PER_ITERATION[self.kind] * self.config.SOLVER.MAX_ITER
-
-    def settings(self) -> dict:
-        """All that decides the outcome: the merged config, the data, the teacher's weights."""
-        cfg = self.config
-        settings = flatten(cfg)
-        # Places on the disk; what stands there is told below.
-        for key in ("OUTPUT_DIR", "HKD.DATA.REGISTER", "HKD.TEACHER.WEIGHTS"):
-            del settings[key]
-        root = Path(cfg.HKD.DATA.REGISTER[0][2])
-        settings["the streets"] = json.loads((root / PROVENANCE).read_text())
-        weights = Path(cfg.HKD.TEACHER.WEIGHTS)
-        if weights.is_file():
-            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-            settings["the teacher's weights"] = digest
-        return json.loads(json.dumps(settings))  # as it will be read back
-
-    def seconds(self) -> float | None:
-        """What the training took, where it is finished."""
-        return read_json(self.record)["seconds"] if self.record.is_file() else None
-
-    def changed(self) -> list[str] | None:
-        """Settings that differ from those of the finished run; None where there is none."""
-        if not (self.seconds() and self.weights.is_file()):
-            return None
-        then, now = read_json(self.record)["settings"], self.settings()
-        missing = object()
-        keys = sorted(then.keys() | now.keys())
-        return [k for k in keys if then.get(k, missing) != now.get(k, missing)]
-
-    def detections(self) -> list[dict]:
-        """What the evaluation at the end of the training found, as COCO results."""
-        return read_json(self.folder / "inference" / "detections_streets_val.json")
-
-    def average_precision(self) -> float:
-        """COCO AP of the same evaluation, percent."""
-        lines = (self.folder / "metrics.json").read_text().splitlines()
-        return next(m["bbox/AP"] for m in map(json.loads, reversed(lines)) if "bbox/AP" in m)
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -152,99 +77,22 @@ class Run:
 
 def plan_runs(output: Path, seeds: list[int], smoke: bool) -> list[Run]:
     """The teacher, then for each seed a plain and a distilled student."""
-    streets = str(output / "streets")
-    changes = [
-        "HKD.DATA.REGISTER",
-        [[f"streets_{split}", "citypersons", streets, split] for split in ("train", "val")],
-    ]
+    changes = street_options(output / "streets")
     if smoke:
         changes += ["SOLVER.MAX_ITER", 2]
-    folder = CONFIGS / "quickstart"
-    teacher = Run(TEACHER, TEACHER_SEED, folder / "teacher.yaml", output / "teacher", changes)
-    distilling = [*changes, "HKD.TEACHER.WEIGHTS", str(teacher.weights)]
+
+    def run(kind, seed, config, folder, more=()):
+        file = CONFIGS / "quickstart" / config
+        speed = SECONDS_PER_ITERATION[kind]
+        return Run(kind, seed, file, output / folder, [*changes, *more], speed)
+
+    teacher = run(TEACHER, TEACHER_SEED, "teacher.yaml", "teacher")
+    distilling = ["HKD.TEACHER.WEIGHTS", str(teacher.weights)]
     runs = [teacher]
     for seed in seeds:
-        place = output / f"student_seed{seed}"
-        runs.append(Run(PLAIN, seed, folder / "student.yaml", place, changes))
-        place = output / f"hkd_seed{seed}"
-        runs.append(Run(DISTILLED, seed, folder / "hkd.yaml", place, distilling))
+        runs.append(run(PLAIN, seed, "student.yaml", f"student_seed{seed}"))
+        runs.append(run(DISTILLED, seed, "hkd.yaml", f"hkd_seed{seed}", distilling))
     return runs
-
-
-def train(run: Run, later: list[Run]) -> None:
-    """Train ``run`` from the start in a process of its own, unless it is finished already."""
-    changed = run.changed()
-    if changed == []:
-        took = format_time(run.seconds())
-        print(f"  already there, took {took}: {run.weights}")
-        return
-    if run.folder.exists():
-        if not run.record.is_file():
-            raise ValueError(
-                f"{run.folder} holds something else than a run of the quickstart; move it away or "
-                "choose another --output."
-            )
-        why = f"this changed: {', '.join(changed)}" if changed else "it was interrupted"
-        print(f"  starting over, since {why}")
-        shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True)
-    record = {"settings": run.settings(), "seconds": None}
-    run.record.write_text(json.dumps(record, indent=1))
-
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
-    command += ["--config-file", str(run.config_file), *map(str, run.options)]
-    start = last = time.monotonic()
-    tail = deque(maxlen=15)
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as child:
-        for line in child.stdout:
-            tail.append(line)
-            progress = read_progress(line)
-            if progress and time.monotonic() - last >= PROGRESS_PERIOD:
-                last = time.monotonic()
-                text, eta = progress
-                if eta is not None:
-                    speed = (last - start + eta) / run.nominal_seconds
-                    everything = eta + predict(later, speed)
-                    text += f", this run {format_time(eta)} left, all {format_time(everything)}"
-                print(f"  {text}", flush=True)
-    if child.returncode:
-        log = run.folder / "log.txt"
-        raise RuntimeError(
-            f"the training of the {run.name} ended with status {child.returncode}; its last lines, "
-            f"more of which are in {log}:\n{''.join(tail)}"
-        )
-    record["seconds"] = time.monotonic() - start
-    run.record.write_text(json.dumps(record, indent=1))
-    print(f"  finished in {format_time(record['seconds'])}; log: {run.folder / 'log.txt'}")
-
-
-def read_progress(line: str) -> tuple[str, float | None] | None:
-    """What a line of Detectron2's log says about progress, with the seconds left where it does."""
-    found = re.search(
-        r"eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)\s+iter: (\d+)\s+total_loss: (\S+)", line
-    )
-    if found:
-        *times, iteration, loss = found.groups()
-        days, hours, minutes, seconds = (int(t or 0) for t in times)
-        eta = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return f"iteration {int(iteration) + 1}: loss {loss}", eta
-    found = re.search(r"Inference done (\d+)/(\d+)", line)
-    return (f"evaluation: image {found[1]} of {found[2]}", None) if found else None
-
-
-def predict(runs: list[Run], speed: float) -> float:
-    """Seconds that ``runs`` will take on a machine ``speed`` times slower than the nominal one."""
-    return sum(0 if run.changed() == [] else run.nominal_seconds * speed for run in runs)
-
-
-def measured_speed(runs: list[Run]) -> float:
-    """How many times slower than nominal the finished ``runs`` were; 1 where there are none."""
-    done = [run for run in runs if run.seconds()]
-    if not done:
-        return 1.0
-    return sum(run.seconds() for run in done) / sum(run.nominal_seconds for run in done)
 
 
 # --------------------------------------------------------------------------------------- comparison
@@ -327,12 +175,6 @@ def over_seeds(rows: list[dict]) -> dict:
     return summary
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and its standard error: the sample standard deviation over the root of the number."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
-    return float(np.mean(values)), None if error is None else float(error)
-
-
 def judge(difference: dict, number: int) -> str:
     """The sentence on the claim that distillation helps, by the standard error of the pairs."""
     gain, error = difference["Reasonable"], difference.get("Reasonable_se")
@@ -412,7 +254,7 @@ def score(run: Run, ground_truth: dict, missing_point: str) -> tuple[dict, dict]
     for name, setup in MISS_RATES.items():
         found = results[setup]
         row[name] = found.miss_rate if found.num_ground_truth else None
-    precision = run.average_precision()
+    precision = run.results()["bbox/AP"]
     row["AP"] = None if math.isnan(precision) else precision
     return row, results
 
@@ -527,45 +369,6 @@ def ratio(name: str, large: dict, small: dict) -> dict:
 # ------------------------------------------------------------------------------------ command line
 
 
-def read_config(config_file: Path, options: list) -> CfgNode:
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    # Through text, as the command line of tools/train_net.py does.
-    cfg.merge_from_list([str(option) for option in options])
-    return cfg
-
-
-def flatten(node: CfgNode, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def read_json(path: Path):
-    return json.loads(path.read_text())
-
-
-def format_time(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def parse_seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is no list of seeds; give different numbers from 0, such as 0,1,2"
-        )
-    return seeds
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -585,12 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.monotonic()
 
     print(f"[1/{number}] streets", flush=True)
-    generate_streets(
-        output / "streets",
-        num_train=8 if args.smoke else 600,
-        num_val=4 if args.smoke else 200,
-        workers=1 if args.smoke else os.cpu_count() or 1,
-    )
+    draw_streets(output / "streets", args.smoke)
     ahead = predict(runs, measured_speed(runs))
     print(f"  about {format_time(ahead)} of training ahead", flush=True)
     for index, run in enumerate(runs):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run tests/ops with the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer, which
-# end the run at the first access out of bounds, overflow or float that does not fit its integer.
-# Takes minutes. Builds in a temporary copy. Arguments go to pytest in place of tests/ops;
-# HKD_CPU_ISA chooses the instruction set.
+# Run tests/ops and the tests of the compiled miss rate with the modules under AddressSanitizer and
+# UndefinedBehaviorSanitizer, which end the run at the first access out of bounds, overflow or float
+# that does not fit its integer. Takes minutes. Builds in a temporary copy. Arguments go to pytest in
+# place of these tests; HKD_CPU_ISA chooses the instruction set.
 #
 #   PYTHON   interpreter with PyTorch and pytest (.venv/bin/python)
 set -euo pipefail
@@ -29,4 +29,5 @@ flags = build_info()["flags"]
 assert "-fsanitize=address,undefined" in flags, flags
 END
 # A report goes to the terminal, not into pytest's capture, which would end with the process.
-"$PYTHON" -m pytest --capture=sys -p no:cacheprovider "${@:-tests/ops}"
+[ $# -gt 0 ] || set -- tests/ops tests/evaluation/test_native_miss_rate.py
+"$PYTHON" -m pytest --capture=sys -p no:cacheprovider "$@"

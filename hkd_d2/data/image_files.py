@@ -1,10 +1,13 @@
-"""A look at every image of a data set before hours are spent on it."""
+"""The images of a folder, and a look at every image of a data set before hours are spent on it."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from PIL import Image
 
+# Suffixes of what counts as an image in a folder.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # How a whole file of each format ends.
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
@@ -27,13 +30,44 @@ def check_image_files(records: list[dict], name: str) -> None:
             pass
 
 
+def find_images(folder: str) -> list[dict]:
+    """Records, without annotations, of the images in a folder and below, in the order of names.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: an image whose header cannot be read.
+    """
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"'{folder}' is no folder with images ({', '.join(SUFFIXES)}); name the folder of the "
+            "images."
+        )
+    records = []
+    for number, path in enumerate(files, 1):
+        try:
+            with Image.open(path) as image:
+                size = image.size[::-1] if _is_turned(image) else image.size
+        except OSError as error:
+            raise ValueError(
+                f"The image '{path}' cannot be read ({error}); restore it or remove it."
+            ) from error
+        records.append(
+            {"file_name": str(path), "image_id": number, "width": size[0], "height": size[1]}
+        )
+    return records
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether an orientation tag turns a camera's picture by 90 degrees, as reading it will."""
+    return image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+
+
 def _check(record: dict, name: str) -> None:
     path = record["file_name"]
     try:
         with Image.open(path) as image:
-            size, form = image.size, image.format
-            # An orientation tag turns a camera's picture by 90 degrees, as reading it will.
-            turned = form == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+            size, form, turned = image.size, image.format, _is_turned(image)
             image.verify()
     except (OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
         raise ValueError(

@@ -1,5 +1,6 @@
 """What one forward of a detector produces, in the order in which it is produced."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +35,16 @@ class DenseOutputs:
             anchors, 0 to K - 1 an object's class, K background, -1 neither. An RPN has K = 1 and
             its labels from before the sampling. None where no term reads them, and on the
             teacher's side.
-        matched_boxes (list[Tensor] or None): of a one-stage student, (R, 4) XYXY an image: the
-            object of each anchor that has one.
+        sampled_labels (list[Tensor] or None): of a two-stage student, as ``labels``, with -1 for
+            the anchors that are not in the RPN's minibatch.
+        matched_boxes (list[Tensor] or None): the student's, (R, 4) XYXY an image: the object of
+            each anchor that has one.
+        taps (list[tuple[Tensor, Tensor]] or None): of a one-stage head, of each level the class and
+            the box tower's (N, C, H, W) between two convolutions, before the activation; where a
+            term reads them.
+        resume (callable or None): of a one-stage teacher with ``taps``: runs its frozen head on
+            from others of the teacher's shape, float32, and gives :class:`DenseOutputs`; gradients
+            flow through it.
     """
 
     logits: list[torch.Tensor]
@@ -43,7 +52,10 @@ class DenseOutputs:
     anchors: list[Boxes]
     centerness: list[torch.Tensor] | None = None
     labels: list[torch.Tensor] | None = None
+    sampled_labels: list[torch.Tensor] | None = None
     matched_boxes: list[torch.Tensor] | None = None
+    taps: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    resume: Callable[[list[tuple[torch.Tensor, torch.Tensor]]], "DenseOutputs"] | None = None
 
 
 @dataclass

@@ -1,25 +1,10 @@
-"""Logit distillation: hidden box features, class logits and box deltas on the same boxes."""
+"""Logit distillation: what the heads of both networks say of the same boxes or anchors."""
 
-import torch
-import torch.nn.functional as F
+from torch import nn
 
-from hkd_d2.distillation.adapters import make_adapter
-from hkd_d2.distillation.term import (
-    DENSE,
-    FEATURES,
-    HIDDEN,
-    POOLED,
-    PREDICTIONS,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    check_same_anchors,
-    class_columns,
-)
-from hkd_d2.ops import bounded_regression_loss, kl_distillation_loss
-
-PARTS = ("hidden", "predictions", "kl", "deltas", "bounded")
-DENSE_PARTS = PARTS[2:]
+from hkd_d2.distillation.logit_box_head import BoxHeadParts
+from hkd_d2.distillation.logit_dense_head import OneStageParts, RPNParts
+from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term
 
 
 @TERM_REGISTRY.register()
@@ -27,17 +12,28 @@ class Logit(Term):
     """Outputs of the box or the dense head, the third hierarchy of HKD (arXiv 1909.09325).
 
     ``PARTS`` are added up, each with its entry of ``PART_WEIGHTS``. R is the number of sampled
-    boxes of the batch.
+    boxes of the batch, T the temperature.
 
     - ``hidden``: mean over R x D of the squared difference of the hidden box features, through a
       linear adapter where the widths differ. The authors' released code names this tap.
     - ``predictions``: half the mean squared difference of the class logits plus half that of the
       deltas (the reading of a third-party implementation, there with sums instead of means).
     - ``kl``: T^2 KL(teacher || student) of the softmax at temperature T, mean over R.
+    - ``kl_foreground``, ``kl_background``: the same over the boxes of objects and over those of the
+      background alone, each a mean over its own number (DeFeat, CVPR 2021, the head's part;
+      ggjy/DeFeat.pytorch, c46a793).
+    - ``tckd``, ``nckd``: the same divergence in two (DKD, arXiv 2203.08679): of "the box's class or
+      another", and among the other classes; means over R, as megvii-research/mdistiller (a08d46f)
+      has them for detectors. A detector of one class has one other class, so there ``nckd`` is 0
+      and ``tckd`` is ``kl``.
+    - ``cross_entropy``: - sum_c w_c q_c ln p_c of the same softmax, w ``BACKGROUND_WEIGHT`` for the
+      background and 1 else, mean over R (Chen et al., NIPS 2017).
     - ``deltas``: smooth L1 (beta 1) between the deltas of foreground boxes, summed over the four,
       divided by R as Detectron2 divides its box loss (ours).
     - ``bounded``: Chen et al., NIPS 2017: the student's squared error against the ground-truth
       deltas where it exceeds the teacher's minus the margin, divided by R.
+    - ``rpn_cross_entropy``, ``rpn_bounded``: Chen's two on the RPN's objectness and deltas, over
+      the anchors of the student's minibatch.
 
     The default weight 30 of ``hidden + predictions`` is the third-party number
     (yoshitomo-matsubara/hnd-ghnd-object-detectors, c4856c3) with means instead of sums; it is not
@@ -65,9 +61,10 @@ class Logit(Term):
     def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.LOGIT
-        unknown = [p for p in node.PARTS if p not in PARTS]
+        known = (*BoxHeadParts.PARTS, *RPNParts.PARTS)
+        unknown = [p for p in node.PARTS if p not in known]
         if unknown or not node.PARTS:
-            raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; choose from {', '.join(PARTS)}.")
+            raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; choose from {', '.join(known)}.")
         if len(set(node.PARTS)) < len(node.PARTS):
             raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; name each part once.")
         weights = node.PART_WEIGHTS or [1.0] * len(node.PARTS)
@@ -78,189 +75,35 @@ class Logit(Term):
             )
         if node.TEMPERATURE <= 0:
             raise ValueError(f"HKD.LOGIT.TEMPERATURE is {node.TEMPERATURE}; give a number above 0.")
-        self.parts = dict(zip(node.PARTS, weights, strict=True))
-        self.temperature = node.TEMPERATURE
-        self.margin = node.BOUND_MARGIN
-        self.adapter = None
-        self.dense = student.one_stage
+        if node.BACKGROUND_WEIGHT < 0:
+            raise ValueError(
+                f"HKD.LOGIT.BACKGROUND_WEIGHT is {node.BACKGROUND_WEIGHT}; give at least 0."
+            )
         if student.one_stage != teacher.one_stage:
             raise ValueError(
                 "The term 'logit' compares two box heads or two dense heads, and one of the two "
                 "networks is one-stage; drop 'logit' from HKD.TERMS."
             )
-        if self.dense:
-            self.pair_dense_heads(cfg, student, teacher)
-        else:
-            self.pair_box_heads(cfg, student, teacher)
-
-    def pair_dense_heads(self, cfg, student, teacher):
-        refused = [p for p in self.parts if p not in DENSE_PARTS]
+        heads = (OneStageParts,) if student.one_stage else (BoxHeadParts, RPNParts)
+        refused = [p for p in node.PARTS if not any(p in head.PARTS for head in heads)]
         if refused:
             raise ValueError(
                 f"HKD.LOGIT.PARTS names {', '.join(refused)}, which a one-stage detector does not "
-                f"have; choose from {', '.join(DENSE_PARTS)}."
+                f"have; choose from {', '.join(OneStageParts.PARTS)}."
             )
-        check_same_anchors("logit", student.dense, teacher.dense)
-        self.needs = frozenset({FEATURES, DENSE})
-        self.class_columns = class_columns("logit", cfg.HKD.TEACHER.CLASS_MAP, student, teacher)
-        self.num_classes = student.num_classes
-        self.transform = student.dense.transform
-        self.set_delta_scale(student, teacher)
-
-    def pair_box_heads(self, cfg, student, teacher):
-        if "hidden" in self.parts:
-            self.adapter = make_adapter(
-                student.hidden_channels, teacher.hidden_channels, "auto", "HKD.LOGIT"
-            )
-        needs = {FEATURES, POOLED, HIDDEN}
-        if self.parts.keys() - {"hidden"}:
-            needs.add(PREDICTIONS)
-            self.class_columns, self.delta_columns = teacher_columns(
-                cfg.HKD.TEACHER.CLASS_MAP, student, teacher
-            )
-            self.num_classes = student.num_classes
-            self.agnostic = student.class_agnostic_deltas
-            self.student_delta_weights = student.delta_weights
-            self.set_delta_scale(student, teacher)
-        self.needs = frozenset(needs)
-
-    def set_delta_scale(self, student, teacher):
-        self.register_buffer(
-            "delta_scale",
-            torch.tensor(student.delta_weights) / torch.tensor(teacher.delta_weights),
-            persistent=False,
-        )
+        self.weights = dict(zip(node.PARTS, weights, strict=True))
+        self.heads = nn.ModuleDict()
+        for head in heads:
+            parts = [p for p in node.PARTS if p in head.PARTS]
+            if parts:
+                self.heads[head.__name__] = head(cfg, parts, student, teacher)
+        self.needs = frozenset().union(*(head.needs for head in self.heads.values()))
 
     def forward(self, student, teacher, targets):
-        if self.dense:
-            return self.dense_parts(student.dense, teacher.dense)
-        s, t = student.regions, teacher.regions
-        if len(s.hidden) == 0:
-            return self.zero(s.hidden)
-        total = 0.0
-        if "hidden" in self.parts:
-            hidden = s.hidden if self.adapter is None else self.adapter(s.hidden)
-            total = total + self.parts["hidden"] * F.mse_loss(hidden.float(), t.hidden.float())
-        if PREDICTIONS in self.needs:
-            total = total + self.prediction_parts(student.sampled, s, t)
-        return total
-
-    def dense_parts(self, s, t):
-        labels = torch.stack(s.labels)
-        counted = labels >= 0
-        foreground = counted & (labels < self.num_classes)
-        number = foreground.sum().clamp(min=1)
-        total = s.logits[0].new_zeros((), dtype=torch.float32)
-        if "kl" in self.parts:
-            sizes = [x.shape[1] for x in s.logits]
-            mean = kl_distillation_loss(
-                s.logits,
-                [x[..., self.class_columns] for x in t.logits],
-                temperature=self.temperature,
-                weights=list(counted.float().split(sizes, 1)),
-                activation="sigmoid",
-            )
-            # The operator's mean is over the anchors that count.
-            total = total + self.parts["kl"] * mean * counted.sum() / number
-        if "deltas" in self.parts or "bounded" in self.parts:
-            student_fg = torch.cat(s.deltas, 1)[foreground].float()
-            teacher_fg = torch.cat(t.deltas, 1)[foreground].float() * self.delta_scale
-            if "deltas" in self.parts:
-                distance = F.smooth_l1_loss(student_fg, teacher_fg, reduction="sum")
-                total = total + self.parts["deltas"] * distance / number
-            if "bounded" in self.parts:
-                anchors = torch.cat([a.tensor for a in s.anchors]).expand(*foreground.shape, 4)
-                target = self.transform.get_deltas(
-                    anchors[foreground], torch.stack(s.matched_boxes)[foreground]
-                )
-                bounded = bounded_regression_loss(
-                    student_fg, teacher_fg, target, margin=self.margin, normalizer=number
-                )
-                total = total + self.parts["bounded"] * bounded
-        return total
-
-    def prediction_parts(self, sampled, s, t):
-        teacher_logits = t.class_logits.float()[:, self.class_columns]
-        teacher_deltas = t.deltas.float()[:, self.delta_columns]
-        rows, columns = teacher_deltas.shape
-        teacher_deltas = teacher_deltas.view(rows, -1, 4).mul(self.delta_scale).view(rows, columns)
-        student_logits, student_deltas = s.class_logits.float(), s.deltas.float()
-
-        total = student_logits.new_zeros(())
-        if "predictions" in self.parts:
-            total = total + self.parts["predictions"] * 0.5 * (
-                F.mse_loss(student_logits, teacher_logits)
-                + F.mse_loss(student_deltas, teacher_deltas)
-            )
-        if "kl" in self.parts:
-            total = total + self.parts["kl"] * kl_distillation_loss(
-                student_logits, teacher_logits, temperature=self.temperature
-            )
-        if "deltas" in self.parts or "bounded" in self.parts:
-            classes = torch.cat([x.gt_classes for x in sampled])
-            foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero().squeeze(1)
-            student_fg = self.of_class(student_deltas[foreground], classes[foreground])
-            teacher_fg = self.of_class(teacher_deltas[foreground], classes[foreground])
-            if "deltas" in self.parts:
-                distance = F.smooth_l1_loss(student_fg, teacher_fg, reduction="sum")
-                total = total + self.parts["deltas"] * distance / rows
-            if "bounded" in self.parts:
-                target = self.target_deltas(sampled, foreground)
-                bounded = bounded_regression_loss(
-                    student_fg, teacher_fg, target, margin=self.margin, normalizer=rows
-                )
-                total = total + self.parts["bounded"] * bounded
-        return total
-
-    def of_class(self, deltas, classes):
-        """The four deltas of each row's class, (R, 4)."""
-        if self.agnostic:
-            return deltas
-        index = torch.arange(len(deltas), device=deltas.device)
-        return deltas.view(len(deltas), -1, 4)[index, classes]
-
-    def target_deltas(self, sampled, rows):
-        """Ground-truth deltas of the rows in the student's parametrisation, (len(rows), 4)."""
-        from detectron2.modeling.box_regression import Box2BoxTransform
-
-        if len(rows) == 0:
-            return torch.zeros(0, 4, device=rows.device)
-        proposals = torch.cat([x.proposal_boxes.tensor for x in sampled])[rows]
-        # An image without ground truth has no gt_boxes field and no foreground row either.
-        truth = torch.cat(
-            [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in sampled]
-        )[rows]
-        return Box2BoxTransform(self.student_delta_weights).get_deltas(proposals, truth)
-
-
-def teacher_columns(
-    class_map: list[int], student: DetectorSpec, teacher: DetectorSpec
-) -> tuple[list[int], list[int]]:
-    """Columns of the teacher's class logits and deltas that stand for the student's.
-
-    Args:
-        class_map (list[int]): for each student class the teacher's class, [] for the same list.
-
-    Returns:
-        list[int], list[int]: student.num_classes + 1 columns of logits (background last), and the
-        columns of the deltas: 4, or 4 a class.
-
-    Raises:
-        ValueError: class lists of different length without a map, a map of the wrong length or out
-            of range, or deltas that cannot be paired.
-    """
-    class_map = class_columns("logit", class_map, student, teacher)
-    logits = [*class_map, teacher.num_classes]
-    if student.class_agnostic_deltas and not teacher.class_agnostic_deltas:
-        if student.num_classes > 1:
-            raise ValueError(
-                "The student's deltas are class-agnostic and the teacher's are not, so for several "
-                "classes they cannot be paired; set the student's "
-                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to False."
-            )
-        deltas = [4 * class_map[0] + k for k in range(4)]
-    elif teacher.class_agnostic_deltas:
-        deltas = list(range(4)) * (1 if student.class_agnostic_deltas else student.num_classes)
-    else:
-        deltas = [4 * c + k for c in class_map for k in range(4)]
-    return logits, deltas
+        losses = {}
+        for head in self.heads.values():
+            if isinstance(head, BoxHeadParts) and len(student.regions.hidden) == 0:
+                losses["no boxes"] = self.zero(student.regions.hidden)
+            else:
+                losses |= head(student, teacher)
+        return sum(self.weights.get(part, 1.0) * loss for part, loss in losses.items())

@@ -3,13 +3,30 @@
 import torch
 from torch import nn
 
-from hkd_d2.distillation.adapters import as_pair, make_adapter
-from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term, one_of
-from hkd_d2.ops import feature_imitation_loss
+from hkd_d2.distillation.adapters import (
+    CONVOLUTIONS,
+    LINEAR,
+    adapt_map,
+    as_pair,
+    make_adapter,
+)
+from hkd_d2.distillation.term import (
+    FEATURES,
+    TERM_REGISTRY,
+    DetectorSpec,
+    Term,
+    matched_levels,
+    one_of,
+)
+from hkd_d2.ops import feature_imitation_loss, kl_distillation_loss
 
-MASKS = ("none", "boxes", "split")
+MASKS = ("none", "boxes", "split", "decoupled")
+RASTERIZE_RULES = ("cells", "defeat", "fgfi")
 NORMALIZATIONS = ("none", "teacher_variance")
-DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
+REDUCTIONS = ("mean", "half_mean", "cells", "level_sum")
+ELEMENTWISE = ("mse", "l1", "smooth_l1")
+WHOLE_MAP = ("pkd", "cwd")
+DISTANCES = (*ELEMENTWISE, "cosine", *WHOLE_MAP)
 
 
 @TERM_REGISTRY.register()
@@ -27,8 +44,17 @@ class Pyramid(Term):
     deviation of the teacher's map in the batch (ours: it makes the term, so its weight, independent
     of the scale of the teacher's features).
 
+    Other distances, masks, adapters and normalisers make of it FGFI (CVPR 2019), the neck part of
+    DeFeat (CVPR 2021), PKD (arXiv 2207.02039) and CWD (arXiv 2011.13256); docs/methods.md has the
+    formula of each. ``cwd`` takes every channel of a map for a distribution over its cells,
+
+    .. math:: \\frac{\\tau^2}{N C} \\sum_{n,c} \\mathrm{KL}\\left(
+              \\operatorname{softmax}_{hw}(F^T_{nc} / \\tau) \\,\\|\\,
+              \\operatorname{softmax}_{hw}(A(F^S)_{nc} / \\tau)\\right)
+
     Raises:
-        ValueError: a level that a network lacks, or an option that is not on the list.
+        ValueError: a level that a network lacks, an option that is not on the list, or options that
+            exclude each other.
     """
 
     needs = frozenset({FEATURES})
@@ -37,80 +63,184 @@ class Pyramid(Term):
         super().__init__(cfg)
         node = cfg.HKD.PYRAMID
         self.mask = one_of("HKD.PYRAMID.MASK", node.MASK, MASKS)
+        self.rasterize = one_of("HKD.PYRAMID.RASTERIZE", node.RASTERIZE, RASTERIZE_RULES)
         self.distance = one_of("HKD.PYRAMID.DISTANCE", node.DISTANCE, DISTANCES)
+        one_of("HKD.PYRAMID.REDUCTION", node.REDUCTION, REDUCTIONS)
         normalize = one_of("HKD.PYRAMID.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
+        check_options(node)
         self.normalize = normalize == "teacher_variance"
-        if node.DISTANCE == "pkd" and node.MASK != "none":
-            raise ValueError(
-                "HKD.PYRAMID.DISTANCE pkd standardises whole maps; set HKD.PYRAMID.MASK to none."
-            )
+        self.temperature = node.TEMPERATURE
+        self.foreground_weight = node.FOREGROUND_WEIGHT
         self.background_weight = node.BACKGROUND_WEIGHT
-        self.levels = matched_levels(node.LEVELS, student, teacher)
+        self.levels = matched_levels("HKD.PYRAMID.LEVELS", node.LEVELS, student, teacher)
         self.strides = [float(student.levels[s].stride) for s, _ in self.levels]
+        self.anchor_threshold = node.ANCHOR_THRESHOLD
+        self.anchor_offset = 0.0
+        if self.rasterize == "fgfi":
+            self.anchor_offset = student.dense.offset if student.dense else 0.0
+            anchors = torch.stack(anchor_sizes(self.strides, student.dense))
+            self.register_buffer("anchors", anchors, persistent=False)
         adapters = {
             s: make_adapter(
                 student.levels[s].channels,
                 teacher.levels[t].channels,
                 node.ADAPTER,
                 "HKD.PYRAMID.ADAPTER",
+                modes=(*LINEAR, *CONVOLUTIONS),
             )
             for s, t in self.levels
         }
         self.adapters = nn.ModuleDict({k: v for k, v in adapters.items() if v is not None})
+        self.register_buffer(
+            "level_factors",
+            level_factors(node.REDUCTION, [teacher.levels[t].channels for _, t in self.levels]),
+            persistent=False,
+        )
+        # What the operator multiplies only where it counts is left to it.
+        self.adapts_maps = node.ADAPTER in CONVOLUTIONS or self.distance == "cwd"
 
     def forward(self, student, teacher, targets):
         student_maps = [student.features[s] for s, _ in self.levels]
         teacher_maps = [teacher.features[t] for _, t in self.levels]
-        adapter = None
-        if self.adapters:
-            adapter = [
-                as_pair(self.adapters[s]) if s in self.adapters else None for s, _ in self.levels
+        adapters = [self.adapters[s] if s in self.adapters else None for s, _ in self.levels]
+        if self.adapts_maps:
+            student_maps = [adapt_map(m, a) for m, a in zip(student_maps, adapters, strict=True)]
+            adapters = []
+        weights = self.level_factors
+        if self.normalize:
+            weights = weights * inverse_variances(teacher_maps)
+        if self.distance == "cwd":
+            return self.channel_divergence(student_maps, teacher_maps, weights)
+        options = {
+            "distance": self.distance,
+            "level_weights": weights,
+            "adapter": [as_pair(a) for a in adapters] if any(adapters) else None,
+        }
+        if self.mask == "none":
+            return feature_imitation_loss(student_maps, teacher_maps, **options)
+        options |= {
+            "boxes": targets.boxes,
+            "ignore_boxes": targets.ignore_boxes,
+            "strides": self.strides,
+            "assign_ignore": "all",  # nobody knows what is in there, at any scale
+            "rasterize": self.rasterize,
+        }
+        if self.rasterize == "fgfi":
+            options |= {
+                "anchors": list(self.anchors),
+                "anchor_threshold": self.anchor_threshold,
+                "anchor_offset": self.anchor_offset,
+            }
+
+        def masked(foreground, background):
+            return feature_imitation_loss(
+                student_maps,
+                teacher_maps,
+                foreground_weight=foreground,
+                background_weight=background,
+                **options,
+            )
+
+        if self.mask == "boxes":
+            return masked(1.0, 0.0)
+        if self.mask == "split":
+            return masked(self.foreground_weight, self.background_weight)
+        # Each over its own count, which one weighted mean cannot be.
+        return self.foreground_weight * masked(1.0, 0.0) + self.background_weight * masked(0.0, 1.0)
+
+    def channel_divergence(self, student_maps, teacher_maps, weights):
+        """CWD's distance, a mean over the levels with ``weights`` (L,)."""
+        # A channel of an image is a row, its cells are the classes.
+        losses = torch.stack(
+            [
+                kl_distillation_loss(
+                    s.flatten(2).flatten(0, 1),
+                    t.flatten(2).flatten(0, 1),
+                    temperature=self.temperature,
+                )
+                for s, t in zip(student_maps, teacher_maps, strict=True)
             ]
-        masked = self.mask != "none"
-        return feature_imitation_loss(
-            student_maps,
-            teacher_maps,
-            boxes=targets.boxes if masked else None,
-            ignore_boxes=targets.ignore_boxes if masked else None,
-            strides=self.strides,
-            assign_ignore="all",  # nobody knows what is in there, at any scale
-            distance=self.distance,
-            background_weight=self.background_weight if self.mask == "split" else None,
-            level_weights=inverse_variances(teacher_maps) if self.normalize else None,
-            adapter=adapter,
         )
+        return (weights.to(losses) * losses).mean()
+
+
+def check_options(node) -> None:
+    """Raise ValueError for options of ``HKD.PYRAMID`` that would have no effect or no meaning."""
+    key = "HKD.PYRAMID"
+    if node.DISTANCE in WHOLE_MAP and node.MASK != "none":
+        raise ValueError(
+            f"{key}.DISTANCE {node.DISTANCE} compares whole maps; set {key}.MASK to none."
+        )
+    if node.MASK == "none" and node.RASTERIZE != "cells":
+        raise ValueError(
+            f"{key}.RASTERIZE is '{node.RASTERIZE}' and {key}.MASK none, which looks at no box; "
+            "choose boxes, split or decoupled."
+        )
+    if node.MASK in ("none", "boxes") and node.FOREGROUND_WEIGHT != 1:
+        raise ValueError(
+            f"{key}.FOREGROUND_WEIGHT has no effect where {key}.MASK is {node.MASK}; set {key}."
+            "WEIGHT instead."
+        )
+    if node.REDUCTION in ("half_mean", "cells") and node.DISTANCE not in ELEMENTWISE:
+        raise ValueError(
+            f"{key}.REDUCTION {node.REDUCTION} counts channels, and {key}.DISTANCE "
+            f"{node.DISTANCE} has no number for each; choose mean or level_sum."
+        )
+    if not node.TEMPERATURE > 0 or (node.TEMPERATURE != 1 and node.DISTANCE != "cwd"):
+        raise ValueError(
+            f"{key}.TEMPERATURE is {node.TEMPERATURE}; give a number above 0, and 1 where "
+            f"{key}.DISTANCE is not cwd."
+        )
+    for name in ("FOREGROUND_WEIGHT", "BACKGROUND_WEIGHT"):
+        if not node[name] >= 0:
+            raise ValueError(f"{key}.{name} is {node[name]}; give a number of at least 0.")
+    if not 0 <= node.ANCHOR_THRESHOLD < 1:
+        raise ValueError(
+            f"{key}.ANCHOR_THRESHOLD is {node.ANCHOR_THRESHOLD}; give a share from 0 to below 1."
+        )
+
+
+def level_factors(reduction: str, channels: list[int]) -> torch.Tensor:
+    """What turns a level's mean over elements, of a mean over levels, into ``reduction``: (L,).
+
+    Args:
+        channels (list[int]): the teacher's, of each level.
+    """
+    if reduction == "half_mean":
+        return torch.full((len(channels),), 0.5)
+    if reduction == "cells":
+        return torch.tensor(channels) / 2
+    if reduction == "level_sum":
+        return torch.full((len(channels),), float(len(channels)))
+    return torch.ones(len(channels))
+
+
+def anchor_sizes(strides: list[float], dense) -> list[torch.Tensor]:
+    """(A, 2) widths and heights of the anchors of each stride.
+
+    Args:
+        dense (DenseSpec or None): of the network whose anchors these are.
+
+    Raises:
+        ValueError: anchors of another kind than Detectron2's default, or a stride without anchors.
+    """
+    if dense is None:
+        raise ValueError(
+            "HKD.PYRAMID.RASTERIZE fgfi needs MODEL.ANCHOR_GENERATOR.NAME DefaultAnchorGenerator; "
+            "choose cells or defeat."
+        )
+    sizes = []
+    for stride in strides:
+        if int(stride) not in dense.strides:
+            raise ValueError(
+                f"HKD.PYRAMID.RASTERIZE is 'fgfi', and the level of stride {int(stride)} has no "
+                f"anchors (strides {dense.strides} have); remove it from HKD.PYRAMID.LEVELS."
+            )
+        anchors = dense.cell_anchors[dense.strides.index(int(stride))]
+        sizes.append((anchors[:, 2:] - anchors[:, :2]).float())
+    return sizes
 
 
 def inverse_variances(maps: list[torch.Tensor], eps: float = 1e-6) -> torch.Tensor:
     """1 / (variance + eps) of each tensor over all its elements, (len(maps),) float32."""
     return torch.stack([1 / (m.detach().float().var(correction=0) + eps) for m in maps])
-
-
-def matched_levels(
-    levels: list[str], student: DetectorSpec, teacher: DetectorSpec
-) -> list[tuple[str, str]]:
-    """Pair each student level with the teacher's level of the same stride.
-
-    Raises:
-        ValueError: no level given, a level that the student lacks, or a stride that the teacher
-            lacks.
-    """
-    if not levels:
-        raise ValueError("HKD.PYRAMID.LEVELS is empty; name at least one level of the student.")
-    pairs = []
-    for name in levels:
-        if name not in student.levels:
-            raise ValueError(
-                f"HKD.PYRAMID.LEVELS names '{name}', which the student's backbone does not give; "
-                f"choose from {', '.join(student.levels)}."
-            )
-        stride = student.levels[name].stride
-        match = teacher.level_at(stride)
-        if match is None:
-            have = ", ".join(f"{n} ({s.stride})" for n, s in teacher.levels.items())
-            raise ValueError(
-                f"The student's level '{name}' has stride {stride}, which no level of the teacher "
-                f"has ({have}); remove it from HKD.PYRAMID.LEVELS."
-            )
-        pairs.append((name, match))
-    return pairs

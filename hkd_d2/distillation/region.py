@@ -15,6 +15,8 @@ from hkd_d2.ops import feature_imitation_loss, multilevel_roi_align, roi_distill
 
 BOXES = ("sampled", "teacher", "gt")
 DISTANCES = ("mse", "l1", "smooth_l1", "cosine")
+# Factor on the mean over boxes, channels and bins.
+REDUCTIONS = {"mean": 1.0, "half_mean": 0.5}
 
 
 @TERM_REGISTRY.register()
@@ -32,7 +34,8 @@ class Region(Term):
     ground truth. On the sampled proposals the student's own pooled tensor is compared, which the
     step has made anyway; on other boxes :func:`hkd_d2.ops.roi_distillation_loss` pools both
     networks. ``sigma`` is 1, or with ``NORMALIZE: teacher_variance`` the standard deviation of the
-    teacher's pooled features in the batch (ours).
+    teacher's pooled features in the batch (ours). ``REDUCTION: half_mean`` halves the mean, which
+    is Mimic's normaliser (ModelTC/United-Perception, 52aaeb9).
 
     A one-stage detector has no pooler: beside one, both networks are pooled from the levels of
     their common strides by ``POOLER_RESOLUTION`` and ``POOLER_SAMPLING_RATIO``. A cascade pools for
@@ -50,6 +53,7 @@ class Region(Term):
         self.distance = one_of("HKD.REGION.DISTANCE", node.DISTANCE, DISTANCES)
         normalize = one_of("HKD.REGION.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
         self.normalize = normalize == "teacher_variance"
+        self.factor = REDUCTIONS[one_of("HKD.REGION.REDUCTION", node.REDUCTION, tuple(REDUCTIONS))]
         if node.TEACHER_TOPK <= 0:
             raise ValueError(
                 f"HKD.REGION.TEACHER_TOPK is {node.TEACHER_TOPK}; give a number of boxes above 0."
@@ -107,6 +111,10 @@ class Region(Term):
         )
 
     def forward(self, student, teacher, targets):
+        return self.factor * self.mean_distance(student, teacher, targets)
+
+    def mean_distance(self, student, teacher, targets):
+        """Mean distance over boxes, channels and bins; 0 boxes give 0."""
         if self.compares_pooled:
             return self.pooled_distance(student.regions.pooled, teacher.regions.pooled)
         if self.boxes == "sampled":

@@ -21,6 +21,18 @@ is built as ``cls(cfg, student, teacher)`` with two :class:`DetectorSpec`.
 # own branch (predictions need hidden, hidden needs pooled).
 FEATURES, PROPOSALS, DENSE = "features", "proposals", "dense"
 POOLED, HIDDEN, PREDICTIONS = "pooled", "hidden", "predictions"
+_TOWER_TAP = "tower_tap_"
+
+
+def tower_tap(reused: int) -> str:
+    """The need of what a one-stage head's towers have before their last ``reused`` convolutions."""
+    return f"{_TOWER_TAP}{reused}"
+
+
+def reused_convs(needs: frozenset) -> int | None:
+    """The number in the :func:`tower_tap` among ``needs``, None where there is none."""
+    taps = [int(x.removeprefix(_TOWER_TAP)) for x in needs if x.startswith(_TOWER_TAP)]
+    return taps[0] if taps else None
 
 
 @dataclass
@@ -33,7 +45,9 @@ class DenseSpec:
         cell_anchors (list[Tensor]): (A, 4) XYXY of each level, about a cell's reference point; on
             the CPU.
         offset (float): that point's distance from the cell's corner, in cells.
-        transform: Detectron2's box parametrisation, with ``get_deltas``.
+        transform: Detectron2's box parametrisation, with ``get_deltas`` and ``apply_deltas``.
+        tower_channels (list[int] or None): of a one-stage head, channels that go into its towers
+            and come out of each of their convolutions; None for heads without known towers.
     """
 
     head: str
@@ -41,9 +55,10 @@ class DenseSpec:
     cell_anchors: list[torch.Tensor]
     offset: float
     transform: object
+    tower_channels: list[int] | None = None
 
     @classmethod
-    def of(cls, head: str, anchor_generator, transform) -> "DenseSpec | None":
+    def of(cls, head: str, anchor_generator, transform, tower_channels=None) -> "DenseSpec | None":
         """Read a built head; None for anchors of another kind than Detectron2's default."""
         if type(anchor_generator) is not DefaultAnchorGenerator:
             return None
@@ -53,6 +68,7 @@ class DenseSpec:
             cell_anchors=[a.detach().cpu() for a in anchor_generator.cell_anchors],
             offset=anchor_generator.offset,
             transform=transform,
+            tower_channels=tower_channels,
         )
 
 
@@ -87,6 +103,39 @@ class DetectorSpec:
     def level_at(self, stride: int) -> str | None:
         """Name of the level with ``stride`` pixels a cell, None where there is none."""
         return next((name for name, spec in self.levels.items() if spec.stride == stride), None)
+
+
+def matched_levels(
+    key: str, levels: list[str], student: DetectorSpec, teacher: DetectorSpec
+) -> list[tuple[str, str]]:
+    """Pair each student level with the teacher's level of the same stride.
+
+    Args:
+        key (str): config key of ``levels``, for the sentence.
+
+    Raises:
+        ValueError: no level given, a level that the student lacks, or a stride that the teacher
+            lacks.
+    """
+    if not levels:
+        raise ValueError(f"{key} is empty; name at least one level of the student.")
+    pairs = []
+    for name in levels:
+        if name not in student.levels:
+            raise ValueError(
+                f"{key} names '{name}', which the student's backbone does not give; "
+                f"choose from {', '.join(student.levels)}."
+            )
+        stride = student.levels[name].stride
+        match = teacher.level_at(stride)
+        if match is None:
+            have = ", ".join(f"{n} ({s.stride})" for n, s in teacher.levels.items())
+            raise ValueError(
+                f"The student's level '{name}' has stride {stride}, which no level of the teacher "
+                f"has ({have}); remove it from {key}."
+            )
+        pairs.append((name, match))
+    return pairs
 
 
 def check_same_anchors(name: str, student: DenseSpec | None, teacher: DenseSpec | None) -> None:
@@ -177,8 +226,9 @@ class Term(nn.Module):
 
     Attributes:
         needs (frozenset[str]): of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,
-            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`. Empty, on the class, for a term
-            that reads no teacher. Whatever is read, the teacher's features are there.
+            :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`, :func:`tower_tap`. Empty, on the
+            class, for a term that reads no teacher. Whatever is read, the teacher's features are
+            there.
         schedule (WeightSchedule): the term's weight over time.
     """
 
@@ -194,6 +244,10 @@ class Term(nn.Module):
     ) -> torch.Tensor:
         """Return the unweighted loss, a float32 scalar."""
         raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict]:
+        """Groups for the optimizer of parameters with settings of their own; here none."""
+        return []
 
     def zero(self, like: torch.Tensor) -> torch.Tensor:
         """A loss of 0 for a batch without anything to compare.

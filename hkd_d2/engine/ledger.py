@@ -27,7 +27,7 @@ from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets.citypersons import load_citypersons
 from hkd_d2.data.datasets.synthetic import Difficulty, generate_streets
 from hkd_d2.data.mapper import PedestrianMapper
-from hkd_d2.distillation import build_terms
+from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.meta_arch import HKDDetector
@@ -146,7 +146,7 @@ def training_steps(
         proposals = street_proposals(cfg, batch, student.device)
 
     teacher = None
-    if set(providers) - {"stock"}:
+    if set(providers) - {"stock"} and any(term.needs for term in find_terms(cfg).values()):
         node = cfg.HKD.TEACHER
         if os.path.isfile(node.WEIGHTS):
             teacher = Teacher.from_config(cfg)
@@ -172,7 +172,7 @@ def training_steps(
             model = HKDDetector(
                 student=detector,
                 teacher=teacher,
-                terms=build_terms(cfg, detector_spec(detector), teacher.spec),
+                terms=build_terms(cfg, detector_spec(detector), teacher and teacher.spec),
                 pooler=cfg.HKD.POOLER if fused else "torchvision",
                 channels_last=cfg.HKD.CHANNELS_LAST and fused,
             ).train()

@@ -3,6 +3,7 @@
 Each check raises ValueError or FileNotFoundError with one sentence that says what to change.
 """
 
+import copy
 import logging
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files
+from hkd_d2.data.loader import labelled_sets, pool_sets
 from hkd_d2.data.mapper import is_ignored
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
@@ -28,18 +30,21 @@ TRIAL_SIZE = (256, 256)
 def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     """Check every data set of the config: registered, not empty, its images whole.
 
+    Pools of pseudo-labels are checked likewise, and by :func:`hkd_d2.data.loader.pool_sets`.
+
     Returns:
-        dict[str, list[dict]]: the records of each training set.
+        dict[str, list[dict]]: the records of each training set and pool, as far as they are used.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    datasets = {name: check_records(name) for name in names}
-    for name, records in datasets.items():
+    labelled = labelled_sets(cfg)
+    training = {**labelled, **pool_sets(cfg, labelled)}
+    test = {name: check_records(name) for name in cfg.DATASETS.TEST}
+    for name, records in {**training, **test}.items():
         if comm.is_main_process():  # one reader of every file is enough
             logger.info("Checking the %d images of %s", len(records), name)
             check_image_files(records, name)
-    return {name: datasets[name] for name in cfg.DATASETS.TRAIN}
+    return training
 
 
 def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]) -> None:
@@ -94,8 +99,8 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     """Run one training forward on a noise image and check that each term is alive.
 
     A term is alive if its unweighted loss is finite and depends on some parameter of the student.
-    The model's buffers, its running mean of objects (one-stage) and every random state are put
-    back.
+    The model's buffers, its running mean of objects (one-stage), what terms save beside parameters
+    and every random state are put back.
 
     Returns:
         dict[str, float]: the unweighted losses.
@@ -103,6 +108,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
     if not isinstance(model, HKDDetector) or not len(model.terms):
         return {}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
+    states = copy.deepcopy(model.terms.state_dict())
     running_mean = vars(model.student).get("loss_normalizer")
     student_parameters = [p for p in model.student.parameters() if p.requires_grad]
     raw = {}
@@ -129,6 +135,7 @@ def check_terms(model: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
+        model.terms.load_state_dict(states)
     losses = {name: loss.item() for name, loss in raw.items()}
     logger.info(
         "Distillation terms before step 1, unweighted, on a noise image: %s",

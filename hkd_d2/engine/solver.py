@@ -1,4 +1,4 @@
-"""The optimizer: SGD or AdamW, with term parameters clipped apart from the student's."""
+"""The optimizer: SGD or AdamW; parameters of terms are clipped apart from the student's."""
 
 import torch
 from detectron2.config import CfgNode
@@ -15,7 +15,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` ``value`` or ``norm`` gradients are clipped parameter
     by parameter, as Detectron2 does; with ``full_model`` by one norm over the student's parameters
     and one over those of the distillation terms, so that a large adapter gradient does not shorten
-    the student's step.
+    the student's step. A term's :meth:`~hkd_d2.distillation.Term.parameter_groups` are groups of
+    their own.
 
     Raises:
         ValueError: an unknown optimizer.
@@ -44,6 +45,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(
             f"HKD.SOLVER.OPTIMIZER is '{cfg.HKD.SOLVER.OPTIMIZER}'; choose sgd or adamw."
         )
+    for term in getattr(model, "terms", {}).values():
+        for own in term.parameter_groups():
+            ids = {id(p) for p in own["params"]}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in ids]
+            optimizer.add_param_group(own)
     if by_family:
         families = parameter_families(model)
 

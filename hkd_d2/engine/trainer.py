@@ -5,11 +5,12 @@ import weakref
 from collections import OrderedDict
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.utils import comm
 
 from hkd_d2.data.datasets import register_datasets
+from hkd_d2.data.loader import build_train_loader
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.engine import preflight
 from hkd_d2.engine.solver import build_optimizer
@@ -69,7 +70,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=PedestrianMapper(cfg, True))
+        return build_train_loader(cfg, PedestrianMapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

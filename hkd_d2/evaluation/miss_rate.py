@@ -21,6 +21,10 @@ the Art", PAMI 2012). One setup is evaluated like this:
 7.  At nine values of FPPI from 0.01 to 1 the last operating point that does not exceed the value is
     read, and MR^-2 is the geometric mean of the nine misses.
 
+The steps are written below in NumPy and plain Python, which is the definition ("reference").
+Where ``hkd_d2._native`` is compiled, its C++ (``csrc/evaluation``, "native") repeats them to the
+last bit, all setups in one pass.
+
 One difference: the published script counts a match with the annotation of ``id`` 0 as a false
 positive. Annotation ids play no part here, so files that number from 0 are scored as they should
 be.
@@ -30,13 +34,28 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+try:
+    from hkd_d2._native import miss_rate_curves, read_annotations, read_detections
+
+    NATIVE = True
+except ImportError as _error:
+    NATIVE = False
+    if not isinstance(_error, ModuleNotFoundError):  # from an older state of csrc/
+        warnings.warn(
+            "hkd_d2._native does not fit this version of hkd_d2, so the slower evaluation in "
+            "NumPy runs; build it again with 'pip install --no-build-isolation -e .' "
+            f"({_error}).",
+            stacklevel=2,
+        )
 
 __all__ = [
     "MISSING_POINTS",
@@ -58,6 +77,7 @@ PEDESTRIAN = 1  # the one category that counts, fixed by the benchmark
 MAX_DETECTIONS = 1000  # per image
 MIN_OVERLAP = 0.5
 HEIGHT_SLACK = 1.25  # detections may miss the setup's heights by this factor
+NATIVE_SETUPS = 64  # of one pass of the compiled matcher
 
 # 10^(-2 : 0.25 : 0), as the four-decimal literals of the published script.
 REFERENCE_FPPI = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
@@ -141,6 +161,7 @@ def evaluate_miss_rate(
     detections: list[dict[str, Any]],
     setups: Mapping[str, Setup] | Iterable[str] = SETUPS,
     missing_point: str = "official",
+    impl: str | None = None,
 ) -> dict[str, MissRateResult]:
     """Compute the log-average miss rate of every setup. The arguments are not changed.
 
@@ -152,22 +173,33 @@ def evaluate_miss_rate(
         missing_point: a key of :data:`MISSING_POINTS`, the recall at a reference value that lies
             below the first operating point. Below 100 images one early false positive is enough to
             make a difference; from 100 images on none is.
+        impl: "native" for the compiled matcher, "reference" for the definition, whose results are
+            the same bits; None for the first where it is compiled.
 
     Returns:
         A result for each setup, in the order of ``setups``.
 
     Raises:
-        ValueError: on malformed ground truth or detections, naming the row, an unknown setup or an
-            unknown ``missing_point``.
+        ValueError: on malformed ground truth or detections, naming the row, an unknown setup, an
+            unknown ``missing_point`` or an unknown ``impl``.
+        RuntimeError: if ``impl`` is "native" where that is not compiled.
     """
     if missing_point not in MISSING_POINTS:
         raise ValueError(
             f"missing_point is {missing_point!r}; choose one of {', '.join(MISSING_POINTS)}."
         )
     setups = select_setups(setups)
-    boxes = _read_ground_truth(ground_truth, "ground truth")
-    candidates = _match_candidates(boxes, _read_detections(detections, boxes, "detections"))
-    num_images = len(boxes.image_index)
+    native = _use_native(impl)
+    truth = _read_ground_truth(ground_truth, "ground truth", native)
+    found = _read_detections(detections, truth, "detections", native)
+    if len(found.score) < len(detections):
+        logger.warning(
+            "%d of %d detections have a category_id other than %d and do not count.",
+            len(detections) - len(found.score),
+            len(detections),
+            PEDESTRIAN,
+        )
+    num_images = len(truth.image_index)
     if 1 / num_images > REFERENCE_FPPI[0]:
         logger.warning(
             "The set has %d images, so that one false positive is %.3g per image: where a curve "
@@ -178,10 +210,28 @@ def evaluate_miss_rate(
             missing_point,
             MISSING_POINTS[missing_point],
         )
+    trace = _trace_native if native else _trace_reference
+    curves = trace(list(setups.values()), truth, found)
+    if not truth.has_category:
+        curves = [
+            replace(curve, num_ground_truth=0, miss=np.full_like(curve.miss, np.nan))
+            for curve in curves
+        ]
     return {
-        name: _evaluate_setup(setup, boxes, candidates, missing_point)
-        for name, setup in setups.items()
+        name: _summarise(setup, curve, missing_point)
+        for (name, setup), curve in zip(setups.items(), curves, strict=True)
     }
+
+
+def _use_native(impl: str | None) -> bool:
+    if impl not in (None, "native", "reference"):
+        raise ValueError(f"impl is {impl!r}; choose one of None, native, reference.")
+    if impl == "native" and not NATIVE:
+        raise RuntimeError(
+            "impl is 'native', but hkd_d2._native is not compiled in this installation; pass "
+            "impl=None to use what there is."
+        )
+    return NATIVE and impl != "reference"
 
 
 def select_setups(setups: Mapping[str, Setup] | Iterable[str]) -> dict[str, Setup]:
@@ -250,7 +300,7 @@ def load_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
 
 def check_ground_truth(ground_truth: Mapping[str, Any], source: str) -> None:
     """Raise ValueError, naming ``source`` and the row, where ground truth is malformed."""
-    _read_ground_truth(ground_truth, source)
+    _read_ground_truth(ground_truth, source, NATIVE)
 
 
 def load_detections(
@@ -269,8 +319,8 @@ def load_detections(
             not have; the message names the file and the row.
     """
     detections = _load_json(path)
-    boxes = _read_ground_truth(ground_truth, "ground truth")
-    _read_detections(detections, boxes, str(path), announce=False)
+    truth = _read_ground_truth(ground_truth, "ground truth", NATIVE)
+    _read_detections(detections, truth, str(path), NATIVE)
     return detections
 
 
@@ -286,14 +336,14 @@ def _load_json(path):
 
 @dataclass(frozen=True, eq=False)
 class _Boxes:
-    """Boxes of all images as arrays, sorted by image."""
-
     image: np.ndarray  # int64 (N,), index into the images in the order of their ids
     box: np.ndarray  # float64 (N, 4), [x, y, w, h]
 
 
 @dataclass(frozen=True, eq=False)
 class _GroundTruth(_Boxes):
+    """Of the category that counts, by image, then in the order of the file."""
+
     image_index: dict[int, int]  # image id -> index
     height: np.ndarray  # float64 (N,)
     visibility: np.ndarray  # float64 (N,)
@@ -303,10 +353,12 @@ class _GroundTruth(_Boxes):
 
 @dataclass(frozen=True, eq=False)
 class _Detections(_Boxes):
-    score: np.ndarray  # float64 (N,), falling within an image
+    """Of the category that counts, in the order of the file."""
+
+    score: np.ndarray  # float64 (N,)
 
 
-def _read_ground_truth(ground_truth, source: str) -> _GroundTruth:
+def _read_ground_truth(ground_truth, source: str, native: bool) -> _GroundTruth:
     if not isinstance(ground_truth, Mapping):
         raise ValueError(
             f"{source} holds a {type(ground_truth).__name__}, not an object with images, "
@@ -331,9 +383,29 @@ def _read_ground_truth(ground_truth, source: str) -> _GroundTruth:
     for row, category in enumerate(ground_truth["categories"]):
         _check_keys(category, ("id",), f"{source}: categories[{row}]")
 
+    annotations = ground_truth["annotations"]
+    # The compiled reader gives None where a row is not what json.load makes of a good one.
+    columns = read_annotations(annotations, image_index, PEDESTRIAN) if native else None
+    if columns is None:
+        columns = _read_annotations(annotations, image_index, source)
+    order = np.argsort(columns[0], kind="stable")
+    image, box, height, visibility, ignore = (column[order] for column in columns)
+    return _GroundTruth(
+        image=image,
+        box=box,
+        image_index=image_index,
+        height=height,
+        visibility=visibility,
+        ignore=ignore,
+        has_category=any(category["id"] == PEDESTRIAN for category in ground_truth["categories"]),
+    )
+
+
+def _read_annotations(annotations, image_index: dict[int, int], source: str):
+    """Columns of the annotations that count: image, box, height, visibility, ignore."""
     annotation_ids = set()
     image, box, height, visibility, ignore = [], [], [], [], []
-    for row, annotation in enumerate(ground_truth["annotations"]):
+    for row, annotation in enumerate(annotations):
         where = f"{source}: annotations[{row}]"
         _check_keys(annotation, ("image_id", "category_id"), where)
         _check_image(annotation["image_id"], image_index, where, "add the image or drop the row")
@@ -361,25 +433,24 @@ def _read_ground_truth(ground_truth, source: str) -> _GroundTruth:
         visibility.append(annotation["vis_ratio"])
         ignore.append(flag)
 
-    image = np.array(image, dtype=np.int64)
-    order = np.argsort(image, kind="stable")
-    return _GroundTruth(
-        image=image[order],
-        box=np.array(box, dtype=np.float64).reshape(-1, 4)[order],
-        image_index=image_index,
-        height=np.array(height, dtype=np.float64)[order],
-        visibility=np.array(visibility, dtype=np.float64)[order],
-        ignore=np.array(ignore, dtype=bool)[order],
-        has_category=any(category["id"] == PEDESTRIAN for category in ground_truth["categories"]),
+    return (
+        np.array(image, dtype=np.int64),
+        np.array(box, dtype=np.float64).reshape(-1, 4),
+        np.array(height, dtype=np.float64),
+        np.array(visibility, dtype=np.float64),
+        np.array(ignore, dtype=bool),
     )
 
 
-def _read_detections(detections, truth: _GroundTruth, source: str, announce=True) -> _Detections:
+def _read_detections(detections, truth: _GroundTruth, source: str, native: bool) -> _Detections:
     if not isinstance(detections, list):
         raise ValueError(
             f"{source} holds a {type(detections).__name__}, not a list of detections; write COCO's "
             "result format, and check that ground truth and detections are not swapped."
         )
+    columns = read_detections(detections, truth.image_index, PEDESTRIAN) if native else None
+    if columns is not None:
+        return _Detections(*columns)
     image, box, score = [], [], []
     for row, detection in enumerate(detections):
         where = f"{source}: detection {row}"
@@ -394,24 +465,10 @@ def _read_detections(detections, truth: _GroundTruth, source: str, announce=True
             image.append(truth.image_index[detection["image_id"]])
             box.append(detection["bbox"])
             score.append(detection["score"])
-    if announce and len(score) < len(detections):
-        logger.warning(
-            "%d of %d detections have a category_id other than %d and do not count.",
-            len(detections) - len(score),
-            len(detections),
-            PEDESTRIAN,
-        )
-
-    image = np.array(image, dtype=np.int64)
-    score = np.array(score, dtype=np.float64)
-    order = np.lexsort((-score, image))  # stable: ties stay in the order of the file
-    image, score = image[order], score[order]
-    rank = np.arange(len(image)) - np.searchsorted(image, image)  # within the image
-    kept = rank < MAX_DETECTIONS
     return _Detections(
-        image=image[kept],
-        box=np.array(box, dtype=np.float64).reshape(-1, 4)[order][kept],
-        score=score[kept],
+        image=np.array(image, dtype=np.int64),
+        box=np.array(box, dtype=np.float64).reshape(-1, 4),
+        score=np.array(score, dtype=np.float64),
     )
 
 
@@ -447,6 +504,16 @@ def _is_finite(value) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class _Curve:
+    """The operating points of one setup; see :class:`MissRateResult`."""
+
+    num_ground_truth: int
+    scores: np.ndarray
+    fppi: np.ndarray
+    miss: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class _Candidates:
     """Pairs of a detection and a ground-truth box that overlap enough to match in some setup.
 
@@ -459,6 +526,46 @@ class _Candidates:
     truth: np.ndarray  # int64 (P,), index into the ground truth
     over_union: np.ndarray  # bool (P,), intersection over union is enough
     over_detection: np.ndarray  # bool (P,), intersection over the detection's area is enough
+
+
+def _trace_native(
+    setups: list[Setup], truth: _GroundTruth, detections: _Detections
+) -> list[_Curve]:
+    ranges = [[*setup.height, *setup.visibility, *_detection_heights(setup)] for setup in setups]
+    return [
+        _Curve(*curve)
+        for first in range(0, len(setups), NATIVE_SETUPS)
+        for curve in miss_rate_curves(
+            truth.image,
+            truth.box,
+            truth.height,
+            truth.visibility,
+            truth.ignore,
+            detections.image,
+            detections.box,
+            detections.score,
+            ranges=np.array(ranges[first : first + NATIVE_SETUPS], dtype=np.float64),
+            images=len(truth.image_index),
+            max_detections=MAX_DETECTIONS,
+            min_overlap=MIN_OVERLAP,
+        )
+    ]
+
+
+def _trace_reference(
+    setups: list[Setup], truth: _GroundTruth, detections: _Detections
+) -> list[_Curve]:
+    candidates = _match_candidates(truth, _rank(detections))
+    return [_trace_setup(setup, truth, candidates) for setup in setups]
+
+
+def _rank(detections: _Detections) -> _Detections:
+    """By image, then falling score, each image cut to the first that count."""
+    order = np.lexsort((-detections.score, detections.image))  # ties stay in the order of the file
+    image = detections.image[order]
+    rank = np.arange(len(image)) - np.searchsorted(image, image)  # within the image
+    order = order[rank < MAX_DETECTIONS]
+    return _Detections(detections.image[order], detections.box[order], detections.score[order])
 
 
 def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidates:
@@ -510,15 +617,13 @@ def _overlaps(detections: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     )
 
 
-def _evaluate_setup(
-    setup: Setup, truth: _GroundTruth, candidates: _Candidates, missing_point: str
-) -> MissRateResult:
+def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Curve:
     detections = candidates.detections
     ignore = truth.ignore | _outside(truth.height, setup.height)
     ignore |= _outside(truth.visibility, setup.visibility)
     height = detections.box[:, 3]
-    low, high = setup.height
-    kept = (height >= low / HEIGHT_SLACK) & (height < high * HEIGHT_SLACK)
+    low, high = _detection_heights(setup)
+    kept = (height >= low) & (height < high)
 
     ignored_truth = ignore[candidates.truth]
     may_match = candidates.over_union & ~ignored_truth & kept[candidates.detection]
@@ -536,36 +641,52 @@ def _evaluate_setup(
     scores = detections.score[counted]
     order = np.argsort(-scores, kind="stable")
     true_positive = matched[counted][order]
-    fppi = np.cumsum(~true_positive) / len(truth.image_index)
-    num_ground_truth = int(np.count_nonzero(~ignore)) if truth.has_category else 0
+    num_ground_truth = int(np.count_nonzero(~ignore))
     if num_ground_truth:
-        recall = np.cumsum(true_positive) / num_ground_truth
-        reference_miss = 1 - _recall_at_references(fppi, recall, missing_point)
-        with np.errstate(divide="ignore"):  # perfect recall: log 0, and a miss rate of 0
-            miss_rate = float(np.exp(np.mean(np.log(reference_miss))) * 100)
+        miss = 1 - np.cumsum(true_positive) / num_ground_truth
     else:
-        recall = np.full(len(fppi), np.nan)
-        reference_miss = np.full(len(REFERENCE_FPPI), np.nan)
-        miss_rate = -100.0
-    return MissRateResult(
-        setup=setup,
-        miss_rate=miss_rate,
+        miss = np.full(len(scores), np.nan)
+    return _Curve(
         num_ground_truth=num_ground_truth,
-        num_detections=len(fppi),
         scores=scores[order],
-        fppi=fppi,
-        miss=1 - recall,
-        reference_miss=reference_miss,
+        fppi=np.cumsum(~true_positive) / len(truth.image_index),
+        miss=miss,
     )
+
+
+def _detection_heights(setup: Setup) -> tuple[float, float]:
+    """From the first on, below the second."""
+    low, high = setup.height
+    return low / HEIGHT_SLACK, high * HEIGHT_SLACK
 
 
 def _outside(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     return (values < bounds[0]) | (values > bounds[1])
 
 
-def _recall_at_references(fppi: np.ndarray, recall: np.ndarray, missing_point: str) -> np.ndarray:
-    if not len(recall):  # no counted detection
-        return np.zeros(len(REFERENCE_FPPI))
-    last = np.searchsorted(fppi, REFERENCE_FPPI, side="right") - 1
-    at_reference = recall[last]  # -1 wraps around to the last operating point: the official rule
-    return at_reference if missing_point == "official" else np.where(last < 0, 0.0, at_reference)
+def _summarise(setup: Setup, curve: _Curve, missing_point: str) -> MissRateResult:
+    if curve.num_ground_truth:
+        reference_miss = _miss_at_references(curve, missing_point)
+        with np.errstate(divide="ignore"):  # perfect recall: log 0, and a miss rate of 0
+            miss_rate = float(np.exp(np.mean(np.log(reference_miss))) * 100)
+    else:
+        reference_miss = np.full(len(REFERENCE_FPPI), np.nan)
+        miss_rate = -100.0
+    return MissRateResult(
+        setup=setup,
+        miss_rate=miss_rate,
+        num_ground_truth=curve.num_ground_truth,
+        num_detections=len(curve.fppi),
+        scores=curve.scores,
+        fppi=curve.fppi,
+        miss=curve.miss,
+        reference_miss=reference_miss,
+    )
+
+
+def _miss_at_references(curve: _Curve, missing_point: str) -> np.ndarray:
+    if not len(curve.fppi):  # no counted detection
+        return np.ones(len(REFERENCE_FPPI))
+    last = np.searchsorted(curve.fppi, REFERENCE_FPPI, side="right") - 1
+    at_reference = curve.miss[last]  # official: -1 wraps around to the last operating point
+    return at_reference if missing_point == "official" else np.where(last < 0, 1.0, at_reference)

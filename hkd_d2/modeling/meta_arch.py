@@ -41,6 +41,7 @@ class HKDDetector(nn.Module):
             a RetinaNet, an FCOS, or subclasses of them.
         teacher (Teacher or None): None where no term reads one.
         terms (nn.ModuleDict): name to :class:`~hkd_d2.distillation.Term`.
+        loss_weights (dict[str, float]): see ``HKD.STUDENT.LOSS_WEIGHTS``.
         gradient_share_period (int): see ``HKD.GRADIENT_SHARE_PERIOD``.
         pooler (str): fused | torchvision, see ``HKD.POOLER``.
         channels_last (bool): see ``HKD.CHANNELS_LAST``.
@@ -52,7 +53,8 @@ class HKDDetector(nn.Module):
 
     Raises:
         ValueError: a student that cannot be advanced, terms without the teacher that they read,
-            networks whose padding does not fit, or a pooler that the fused one does not replace.
+            networks whose padding does not fit, or a pooler that the fused one does not replace;
+            at the first training forward, a weight of a loss that the student does not have.
     """
 
     @configurable
@@ -62,6 +64,7 @@ class HKDDetector(nn.Module):
         student: nn.Module,
         teacher: Teacher | None,
         terms: nn.ModuleDict,
+        loss_weights: dict[str, float] | None = None,
         gradient_share_period: int = 0,
         pooler: str = "fused",
         channels_last: bool = True,
@@ -71,6 +74,7 @@ class HKDDetector(nn.Module):
         self.student = student
         self.terms = terms.to(student.device)
         self.teacher = teacher
+        self.loss_weights = dict(loss_weights or {})
         self.gradient_share_period = gradient_share_period
         self.fused_pooler = one_of("HKD.POOLER", pooler, POOLERS) == "fused"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -112,6 +116,7 @@ class HKDDetector(nn.Module):
             "student": student,
             "teacher": teacher,
             "terms": terms,
+            "loss_weights": cfg.HKD.STUDENT.LOSS_WEIGHTS,
             "gradient_share_period": cfg.HKD.GRADIENT_SHARE_PERIOD,
             "pooler": cfg.HKD.POOLER,
             "channels_last": cfg.HKD.CHANNELS_LAST,
@@ -173,6 +178,7 @@ class HKDDetector(nn.Module):
         with stage("student.losses"):
             losses = stages.student_losses(student, ours)
             losses.update(losses_so_far)
+        weigh(losses, self.loss_weights)
         # Detectron2's one-stage detectors show nothing in training.
         if ours.proposals is not None and student.vis_period > 0:
             if iteration % student.vis_period == 0:
@@ -220,6 +226,21 @@ def as_targets(instances: list) -> Targets:
         boxes=[objects.gt_boxes.tensor for objects, _ in split],
         ignore_boxes=[ignore.tensor for _, ignore in split],
     )
+
+
+def weigh(losses: dict[str, torch.Tensor], weights: dict[str, float]) -> None:
+    """Multiply in place the losses that ``weights`` names.
+
+    Raises:
+        ValueError: a name that is not among the losses.
+    """
+    for name, weight in weights.items():
+        if name not in losses:
+            raise ValueError(
+                f"HKD.STUDENT.LOSS_WEIGHTS names '{name}', which is not a loss of the student; "
+                f"choose from {', '.join(losses)}."
+            )
+        losses[name] = weight * losses[name]
 
 
 def gradient_shares(

@@ -1,6 +1,7 @@
 """The teacher: loaded whole, frozen, hidden from the student's module tree, run in its own way."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
-from hkd_d2.distillation.detector_pass import DetectorPass
+from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
+from hkd_d2.distillation.term import reused_convs
+from hkd_d2.modeling import one_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.modeling.stages import check_detector, detector_spec, stages_of
 
@@ -135,6 +138,14 @@ class Teacher:
             stages_of(self.model).advance_teacher(
                 self.model, teacher_pass, boxes, needs, fused_pooler
             )
+        dense = teacher_pass.dense
+        if dense is not None and dense.taps is not None:
+            dense.resume = partial(self.resume_head, dense, reused_convs(needs))
+
+    def resume_head(self, dense: DenseOutputs, reused: int, taps: list[tuple]) -> DenseOutputs:
+        """Run a one-stage teacher's head on from ``taps``, with gradients for who gave them."""
+        with self._autocast():
+            return one_stage.resume_head(self.model, dense, taps, reused)
 
     def _autocast(self):
         device = self.model.device.type

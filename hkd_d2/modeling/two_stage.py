@@ -115,11 +115,15 @@ def advance_student(
     with stage("student.rpn"):
         found.dense = dense_stage(rpn, found.features)
         anchors = found.dense.anchors
+        if DENSE in needs:
+            found.dense.logits = joined(found.dense.logits)
+            found.dense.deltas = joined(found.dense.deltas)
         labels, matched_boxes = rpn.label_and_sample_anchors(anchors, instances)
         losses = rpn.losses(anchors, found.dense.logits, labels, found.dense.deltas, matched_boxes)
         if DENSE in needs:
-            unsampled, _ = label_anchors(rpn, anchors, instances)
-            found.dense.labels = [torch.where(x < 0, x, 1 - x).long() for x in unsampled]
+            unsampled, found.dense.matched_boxes = label_anchors(rpn, anchors, instances)
+            found.dense.labels = as_classes(unsampled)
+            found.dense.sampled_labels = as_classes(labels)
         found.proposals = proposal_stage(rpn, found.dense, found.images)
         found.sampled = heads.label_and_sample_proposals(found.proposals, instances)
     with stage("student.box_branch"):
@@ -130,6 +134,20 @@ def advance_student(
                 heads, found.features, found.regions, found.sampled, fused_pooler, instances
             )
     return losses
+
+
+def joined(levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same tensors as pieces of one.
+
+    Terms then add their gradients to the pieces, and the head gets them in the layout that
+    Detectron2's losses, which join the levels, give: layouts decide the last bit of its sums.
+    """
+    return list(torch.cat(levels, 1).split([x.shape[1] for x in levels], 1))
+
+
+def as_classes(rpn_labels: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Detectron2's labels of an RPN, 1 object and 0 background, as classes: 0 and 1."""
+    return [torch.where(x < 0, x, 1 - x).long() for x in rpn_labels]
 
 
 def student_losses(model: GeneralizedRCNN, found: DetectorPass) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from .detections import (
     match_detections,
 )
 from .ledger import plot_ledger
+from .methods import plot_methods
 
 __all__ = [
     "COLOURS",
@@ -24,6 +25,7 @@ __all__ = [
     "make_scenes",
     "match_detections",
     "plot_ledger",
+    "plot_methods",
     "plot_miss_rate",
     "plot_training",
 ]

@@ -10,7 +10,7 @@ from small_detectors import small_config
 
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.logit import teacher_columns
+from hkd_d2.distillation.logit_box_head import teacher_columns
 from hkd_d2.distillation.term import DetectorSpec
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -137,6 +137,27 @@ def test_region_on_sampled_boxes(distance):
     normalised = term(passed({}, regions=s), passed({}, regions=t), NOTHING)
     expected = found.item() / t.pooled.var(correction=0).item()
     assert normalised.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_mimic_by_hand():
+    """Half the mean over two boxes, two channels and four bins, on the teacher's proposals."""
+    # One cell a bin on constant maps: differences 1 (channel 0) and 3 (channel 1), so the mean of
+    # the squares is (1 + 9) / 2 = 5 and Mimic's loss 2.5.
+    theirs = torch.tensor([7.0, 7.0]).view(1, 2, 1, 1)
+    ours = theirs + torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
+    maps = [
+        {"p2": x.expand(1, 2, 16, 32).clone(), "p3": torch.full((1, 2, 8, 16), 50.0)}
+        for x in (ours, theirs)
+    ]
+    maps[0]["p2"].requires_grad_()
+    rows = torch.tensor([[8.0, 8, 40, 56], [40, 10, 60, 50]])
+    proposals = Instances((64, 128), proposal_boxes=Boxes(rows))
+    term = build("region", BOXES="teacher", REDUCTION="half_mean")
+    loss = term(passed(maps[0]), passed(maps[1], proposals=[proposals]), NOTHING)
+    assert loss.item() == pytest.approx(2.5, rel=1e-6)
+    loss.backward()
+    # Its slopes add up to d/d(shift of both channels): (1 + 3) / 2.
+    assert maps[0]["p2"].grad.sum().item() == pytest.approx(2, rel=1e-5)
 
 
 @pytest.mark.parametrize("boxes", ["gt", "teacher"])
@@ -282,6 +303,7 @@ def test_no_boxes_give_zero_with_a_gradient():
         ("pyramid", {"ADAPTER": "3x3"}, "HKD.PYRAMID.ADAPTER is '3x3'; choose from auto, always"),
         ("pyramid", {"DISTANCE": "pkd", "MASK": "boxes"}, "set HKD.PYRAMID.MASK to none"),
         ("region", {"BOXES": "all"}, "HKD.REGION.BOXES is 'all'; choose from sampled"),
+        ("region", {"REDUCTION": "sum"}, "REGION.REDUCTION is 'sum'; choose from mean, half_mean"),
         ("region", {"TEACHER_TOPK": 0}, "HKD.REGION.TEACHER_TOPK is 0"),
         ("logit", {"PARTS": ["kl", "mse"]}, "choose from hidden, predictions"),
         ("logit", {"PARTS": []}, "HKD.LOGIT.PARTS"),

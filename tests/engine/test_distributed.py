@@ -75,3 +75,28 @@ def test_two_processes_equal_one_on_the_doubled_batch(hkd_cfg, tmp_path):
         assert torch.allclose(parameter, first, rtol=1e-3, atol=2e-6), name
         moved = (parameter - begin).abs().max()
         assert moved == 0 or (parameter - first).abs().max() < 0.02 * moved, name
+
+
+def rank_with_terms(rank, cfg, path):
+    import hkd_d2.config  # noqa: F401  (registrations)
+
+    detector = build_model(cfg).train()
+    model = DistributedDataParallel(detector, broadcast_buffers=False)
+    batches = [make_batch(sizes=((64, 96), (64, 96)), seed=s) for s in range(2)]
+    own = [[batch[rank]] for batch in batches]
+    own[rank][0]["instances"] = own[rank][0]["instances"][:0]  # each once without an object
+    # A parameter that got no gradient would leave the other process waiting, and stop the second
+    # forward.
+    train(model, model.parameters(), own)
+    torch.save([p.detach() for p in detector.parameters()], f"{path}.{rank}")
+
+
+def test_processes_with_feature_terms_stay_alike(hkd_cfg, tmp_path):
+    cfg = hkd_cfg
+    cfg.HKD.TERMS = ["pyramid", "fgd", "mgd", "reviewkd"]
+    cfg.HKD.PYRAMID.MASK, cfg.HKD.PYRAMID.RASTERIZE = "boxes", "fgfi"
+    cfg.HKD.PYRAMID.ADAPTER = "conv3x3_relu"
+    path = str(tmp_path / "parameters")
+    run_in_two_processes(rank_with_terms, cfg, path)
+    ranks = [torch.load(f"{path}.{r}", weights_only=True) for r in range(2)]
+    assert all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(*ranks, strict=True))

@@ -10,8 +10,11 @@ from detectron2.modeling import build_model
 from small_detectors import one_stage_config, save_teacher
 
 from hkd_d2.config import add_hkd_config
+from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.data.datasets.synthetic import generate_streets
+from hkd_d2.data.pseudo_labels import write_pool
 from hkd_d2.engine import Trainer, preflight
+from hkd_d2.engine.pseudo_labels import label_images
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -58,8 +61,11 @@ def train(cfg):
 @pytest.mark.parametrize(
     "kind, presets",
     [
-        ("cascade", ["hkd_citypersons.yaml"]),
-        ("retinanet", ["hkd_retinanet_citypersons.yaml", "methods/adl.yaml"]),
+        ("cascade", ["hkd_citypersons.yaml", "methods/chen2017.yaml"]),
+        (
+            "retinanet",
+            ["hkd_retinanet_citypersons.yaml", "methods/adl.yaml", "methods/crosskd.yaml"],
+        ),
         ("fcos", ["hkd_fcos_citypersons.yaml"]),
     ],
 )
@@ -86,6 +92,26 @@ def test_every_config_trains(streets, tmp_path, kind, presets):
         StudentCheckpointer(plain).load_complete(str(folder / "model_final.pth"), "the student")
 
 
+def test_the_presets_of_sad_train(streets, tmp_path):
+    teacher_cfg = in_small("teacher_retinanet_citypersons.yaml", streets, tmp_path)
+    config_file, weights = save_teacher(teacher_cfg, tmp_path)
+    register_datasets(teacher_cfg)
+    records = check_records(teacher_cfg.DATASETS.TRAIN[0])
+    pool = str(tmp_path / "pool.json")
+    write_pool(pool, label_images(teacher_cfg, weights, records, score_threshold=0.5))
+    teacher = ["HKD.TEACHER.CONFIG_FILE", config_file, "HKD.TEACHER.WEIGHTS", weights]
+    for name, added in (
+        ("sad_supervised", []),
+        ("sad_hard", ["HKD.DATA.PSEUDO", [pool]]),
+        ("sad", ["HKD.DATA.PSEUDO", [pool], *teacher]),
+    ):
+        folder = tmp_path / name
+        cfg = in_small(f"methods/{name}.yaml", streets, folder, *added)
+        assert {"miss_rate", "bbox"} <= set(train(cfg))
+        logged = set().union(*(json.loads(x) for x in (folder / "metrics.json").open()))
+        assert ("loss_hkd_adl" in logged) == (name == "sad")
+
+
 @pytest.mark.parametrize("architecture", ["RetinaNet", "FCOS"])
 def test_ignore_rows_need_a_detector_that_knows_them(streets, tmp_path, architecture):
     cfg = in_small("student_retinanet_citypersons.yaml", streets, tmp_path)
@@ -109,7 +135,7 @@ def test_checks_leave_no_trace(tmp_path, architecture):
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = save_teacher(cfg, tmp_path)
     cfg.MODEL.META_ARCHITECTURE, cfg.HKD.TERMS = (
         "HKDDetector",
-        ["pyramid", "region", "logit", "adl"],
+        ["pyramid", "region", "logit", "adl", "crosskd"],
     )
     model = build_model(cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}

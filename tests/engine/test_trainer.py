@@ -145,12 +145,16 @@ def test_checks_leave_no_trace(trainable):
 
     register_datasets(trainable)
     trainable.MODEL.RESNETS.NORM = "BN"
+    # mgd draws random numbers, reviewkd has running statistics.
+    trainable.HKD.TERMS = ["pyramid", "region", "logit", "mgd", "reviewkd"]
     model = build_model(trainable)
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    of_terms = {k: v.clone() for k, v in model.terms.state_dict().items()}
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     losses = preflight.check_terms(model)
-    assert set(losses) == {"pyramid", "region", "logit"} and min(losses.values()) > 0
+    assert set(losses) == set(trainable.HKD.TERMS) and min(losses.values()) > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, of_terms[k]) for k, v in model.terms.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
     assert all(p.grad is None for p in model.parameters())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_miss_rate import plain_miss_rate
 
 from hkd_d2.evaluation.miss_rate import (
     REFERENCE_FPPI,
@@ -363,64 +364,6 @@ def test_files_are_read_and_errors_name_them(tmp_path):
 # ----------------------------------------------------------------------------- brute force
 
 
-def brute_force(ground_truth, detections, setup, missing_point):
-    """The protocol's steps in plain Python, pair by pair and without any of the module's code.
-
-    Returns the nine misses, or None where nothing is countable.
-    """
-    events, countable = [], 0  # events: (score, is a true positive), images in id order
-    for image in sorted(image["id"] for image in ground_truth["images"]):
-        people = []
-        for row in ground_truth["annotations"]:
-            if row["image_id"] == image and row["category_id"] == 1:
-                inside = (
-                    setup.height[0] <= row["height"] <= setup.height[1]
-                    and setup.visibility[0] <= row["vis_ratio"] <= setup.visibility[1]
-                )
-                people.append((row["bbox"], bool(row["ignore"]) or not inside))
-        countable += sum(not ignored for _, ignored in people)
-        mine = [d for d in detections if d["image_id"] == image and d["category_id"] == 1]
-        mine = sorted(mine, key=lambda d: -d["score"])[:1000]
-        taken = set()
-        for detection in mine:
-            x, y, w, h = detection["bbox"]
-            if h < setup.height[0] / 1.25 or h >= setup.height[1] * 1.25:
-                continue
-            best, best_overlap, absorbed = None, 0.5, False
-            for number, ((gx, gy, gw, gh), ignored) in enumerate(people):
-                across = min(x + w, gx + gw) - max(x, gx)
-                down = min(y + h, gy + gh) - max(y, gy)
-                if across <= 0 or down <= 0:
-                    continue
-                common = across * down
-                if ignored:
-                    absorbed = absorbed or common / (w * h) >= 0.5
-                elif number not in taken and common / (w * h + gw * gh - common) >= best_overlap:
-                    best, best_overlap = number, common / (w * h + gw * gh - common)
-            if best is not None:
-                taken.add(best)
-                events.append((detection["score"], True))
-            elif not absorbed:
-                events.append((detection["score"], False))
-    if not countable:
-        return None
-    events.sort(key=lambda event: -event[0])
-    recalls, fppis, hits = [], [], 0
-    for count, (_, hit) in enumerate(events, 1):
-        hits += hit
-        recalls.append(hits / countable)
-        fppis.append((count - hits) / len(ground_truth["images"]))
-    misses = []
-    for reference in (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0):
-        reached = [r for r, fppi in zip(recalls, fppis, strict=True) if fppi <= reference]
-        if reached:
-            recall = reached[-1]
-        else:
-            recall = recalls[-1] if recalls and missing_point == "official" else 0
-        misses.append(1 - recall)
-    return misses
-
-
 # Coarse grids make equal scores, equal overlaps and overlaps of exactly one half common.
 BOXES = st.tuples(
     st.sampled_from([0, 4, 8, 12, 100]),
@@ -462,7 +405,7 @@ def test_equal_to_brute_force(people, detections, empty_images, missing_point):
     setups = {"grid": GRID_SETUP, "any": ANY_SETUP}
     results = evaluate_miss_rate(ground_truth, detections, setups, missing_point)
     for name, setup in setups.items():
-        expected = brute_force(ground_truth, detections, setup, missing_point)
+        expected = plain_miss_rate(ground_truth, detections, setup, missing_point)
         result = results[name]
         if expected is None:
             assert result.miss_rate == -100.0
@@ -495,7 +438,7 @@ def test_brute_force_on_a_crowded_scene():
     ground_truth = truth(people, 120)
     results = evaluate_miss_rate(ground_truth, detections)
     for name, result in results.items():
-        expected = brute_force(ground_truth, detections, SETUPS[name], "official")
+        expected = plain_miss_rate(ground_truth, detections, SETUPS[name], "official")
         assert result.reference_miss.tolist() == expected
         assert 0 < result.miss_rate < 100
     assert results["All"].fppi[-1] > REFERENCE_FPPI[-1]

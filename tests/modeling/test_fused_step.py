@@ -53,5 +53,6 @@ def test_fifty_steps_agree_with_the_definitions(hkd_cfg, build, monkeypatch, mas
         "feature_imitation_loss",
         "kl_distillation_loss",
         "multilevel_roi_align",
+        "soft_cross_entropy_loss",
     }
     assert by_kernel == (used | {"roi_distillation_loss"} if boxes == "gt" else used)

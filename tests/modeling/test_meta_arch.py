@@ -35,7 +35,8 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(
         if ignore:
             cfg.MODEL.PROPOSAL_GENERATOR.NAME = "IgnoreAwareRPN"
             cfg.MODEL.ROI_HEADS.NAME = "IgnoreAwareROIHeads"
-    for name in ("PYRAMID", "REGION", "LOGIT"):
+    hkd_cfg.HKD.TERMS = ["pyramid", "region", "logit", "adl"]
+    for name in ("PYRAMID", "REGION", "LOGIT", "ADL"):
         hkd_cfg.HKD[name].WEIGHT = 0.0
     batches = [make_batch(ignore, seed=s) for s in range(3)]
     plain, distilled = build(student_cfg), build(hkd_cfg)

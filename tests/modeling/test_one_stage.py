@@ -18,7 +18,7 @@ from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.modeling.stages import check_detector
 
 ARCHITECTURES = ["RetinaNet", "FCOS"]
-TERMS = ["pyramid", "region", "logit", "adl"]
+TERMS = ["pyramid", "region", "logit", "adl", "crosskd"]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(
     plain_cfg = one_stage_config(architecture_aware)
     cfg = distilling(one_stage_config(architecture_aware), one_stage_teachers[architecture])
     cfg.HKD.CHANNELS_LAST, cfg.HKD.REGION.BOXES = channels_last, boxes
+    cfg.HKD.CROSSKD.REUSED_CONVS = int(ignore)  # after the tower's convolution, and before it
     for name in TERMS:
         cfg.HKD[name.upper()].WEIGHT = 0.0
     batches = [make_batch(ignore, seed=s) for s in range(3)]
@@ -121,7 +122,7 @@ def test_distilled_checkpoint_serves_the_plain_config(
     steps(distilled, [make_batch(seed=s) for s in range(2)], lr=1e-4)
     StudentCheckpointer(distilled, str(tmp_path)).save("model_final")
     file = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert {k.split(".")[0] for k in file["hkd"]} == {"pyramid", "region"}
+    assert {k.split(".")[0] for k in file["hkd"]} == {"pyramid", "region", "crosskd"}
     plain = build_model(one_stage_config(architecture))
     assert list(file["model"]) == list(plain.state_dict())
     DetectionCheckpointer(plain).load(str(tmp_path / "model_final.pth"))

@@ -11,6 +11,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from hkd_d2.comparison import runs as training
+from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets
 from hkd_d2.visualization import Scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,11 +122,11 @@ def test_progress_is_read_from_the_log(quickstart):
         "[11/23 11:39:24 d2.utils.events]:  eta: 1 day, 0:09:10  iter: 319  total_loss: 0.802  "
         "loss_cls: 0.3374    time: 0.7264  last_time: 1.3433   lr: 0.00083554  \n"
     )
-    text, eta = quickstart.read_progress(line)
+    text, eta = training.read_progress(line)
     assert text == "iteration 320: loss 0.802" and eta == 86400 + 9 * 60 + 10
     line = "[11/23 11:31:51 d2.evaluation.evaluator]: Inference done 100/200. ETA=0:00:05\n"
-    assert quickstart.read_progress(line) == ("evaluation: image 100 of 200", None)
-    assert quickstart.read_progress("anything else\n") is None
+    assert training.read_progress(line) == ("evaluation: image 100 of 200", None)
+    assert training.read_progress("anything else\n") is None
 
 
 def test_seeds(quickstart):
@@ -177,7 +179,7 @@ def test_choice_of_images(quickstart):
 def finished(quickstart, tmp_path):
     """Runs of one seed that look as if they had been trained."""
     (tmp_path / "streets").mkdir()
-    (tmp_path / "streets" / quickstart.PROVENANCE).write_text('{"seed": 0}')
+    (tmp_path / "streets" / PROVENANCE).write_text('{"seed": 0}')
     runs = quickstart.plan_runs(tmp_path, [0], smoke=True)
     for run in runs:
         run.folder.mkdir()
@@ -201,7 +203,7 @@ def test_changes_are_named(quickstart, finished, tmp_path):
     assert [run.changed() for run in finished] == [[], [], ["the teacher's weights"]]
     plain.changes = [*plain.changes, "SOLVER.MAX_ITER", 3]
     assert plain.changed() == ["SOLVER.MAX_ITER"]
-    (tmp_path / "streets" / quickstart.PROVENANCE).write_text('{"seed": 1}')
+    (tmp_path / "streets" / PROVENANCE).write_text('{"seed": 1}')
     assert teacher.changed() == ["the streets"]
     teacher.weights.unlink()  # while it is trained anew
     assert teacher.changed() is None
@@ -317,7 +319,7 @@ def test_whole_way_twice(quickstart, streets_unregistered, tmp_path, monkeypatch
 
 
 def test_failed_training_is_told_and_not_used(quickstart, tmp_path):
-    quickstart.generate_streets(tmp_path / "streets", num_train=1, num_val=1, workers=1)
+    generate_streets(tmp_path / "streets", num_train=1, num_val=1, workers=1)
     teacher, *_ = quickstart.plan_runs(tmp_path, [0], smoke=True)
     teacher.changes = [*teacher.changes, "HKD.SOLVER.OPTIMIZER", "adam"]
     with pytest.raises(RuntimeError, match="(?s)teacher, seed 7 ended with status 1.*choose sgd"):

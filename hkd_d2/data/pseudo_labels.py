@@ -1,0 +1,234 @@
+"""Pools of pseudo-labels: images with a teacher's detections as their labels, and their origin.
+
+A pool is a COCO JSON file. Beyond COCO's keys
+
+- an annotation has ``score``, the detection's;
+- ``categories`` is the teacher's class list, with ids 1, 2, ... in the order of its classes;
+- ``info`` says where the labels come from: ``format`` (:data:`FORMAT`), ``teacher_config`` and
+  ``teacher_options`` (as given), ``teacher_weights`` (path), ``teacher_sha256`` (of that file),
+  ``score_threshold`` (detections above it), ``date_created`` (UTC), ``tool``, and ``image_root``,
+  the folder to which file names are relative.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+
+from .datasets.coco import load_coco, read_coco
+
+FORMAT = "hkd_d2 pseudo-label pool"
+_INFO = {"teacher_sha256": str, "score_threshold": (int, float), "image_root": str}
+
+
+@dataclass
+class Pool:
+    """A pool as it was read.
+
+    Attributes:
+        path (str): its file.
+        info (dict): where the labels come from.
+        classes (list[str]): the teacher's class list.
+        records (list[dict]): see :mod:`hkd_d2.data.datasets.records`; images without a detection
+            included, ``category_id`` an index of ``classes``.
+    """
+
+    path: str
+    info: dict
+    classes: list[str]
+    records: list[dict]
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file, or of what a URL that Detectron2 knows stands for, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if "://" not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f"The weights '{path}' do not exist; give an existing file.")
+    with open(PathManager.get_local_path(path), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def make_pool(
+    records: list[dict], detections: list[Instances], classes: list[str], info: dict
+) -> dict:
+    """Put detections into a pool's form.
+
+    Args:
+        records: of the images, see :mod:`hkd_d2.data.datasets.records`; annotations are not read.
+        detections: for each record, on the CPU: ``pred_boxes`` (Boxes, (R, 4) float32 XYXY in
+            pixels of the original image), ``scores`` ((R,) float32), ``pred_classes`` ((R,) int64).
+        classes: the teacher's class list.
+        info: keys of ``info`` beside ``format`` and ``image_root``.
+
+    Returns:
+        dict: ready for JSON.
+    """
+    files = [os.path.abspath(r["file_name"]) for r in records]
+    root = os.path.commonpath([os.path.dirname(f) for f in files]) if files else ""
+    images, annotations = [], []
+    for record, file, found in zip(records, files, detections, strict=True):
+        images.append(
+            {
+                "id": record["image_id"],
+                "file_name": os.path.relpath(file, root),
+                "height": record["height"],
+                "width": record["width"],
+            }
+        )
+        boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        for box, score, label in zip(
+            boxes.tolist(), found.scores.tolist(), found.pred_classes.tolist(), strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return {
+        "info": {"format": FORMAT, **info, "image_root": root},
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def check_pool_target(path: str) -> None:
+    """Check that a pool may be written to ``path``: nothing is there, or a pool.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+        is_pool = content["info"]["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        is_pool = False
+    if not is_pool:
+        raise ValueError(
+            f"{path} is there already and is no pool of pseudo-labels; name another file."
+        )
+
+
+def write_pool(path: str, pool: dict) -> None:
+    """Write a pool whole or not at all; its folder is made where it is missing.
+
+    Raises:
+        ValueError: ``path`` holds something else than a pool.
+    """
+    check_pool_target(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path), suffix=".part")
+    try:
+        with open(handle, "w", encoding="utf-8") as f:
+            json.dump(pool, f)
+        os.chmod(part, 0o644)  # mkstemp's file is the owner's alone
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def read_pool(path: str) -> Pool:
+    """Read and check a pool.
+
+    Raises:
+        FileNotFoundError: the file or an image is missing.
+        ValueError: the file is damaged, no pool, or without an image or a detection.
+    """
+    data = read_coco(path)
+    info = data.get("info")
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: no pool of pseudo-labels, its info does not say so; make one with "
+            "tools/pseudo_label.py."
+        )
+    for key, kind in _INFO.items():
+        if not isinstance(info.get(key), kind):
+            raise ValueError(
+                f"{path}: the pool is damaged, its info has no '{key}'; make it again with "
+                "tools/pseudo_label.py."
+            )
+    if [c.get("id") for c in data["categories"]] != list(range(1, len(data["categories"]) + 1)):
+        raise ValueError(
+            f"{path}: the pool is damaged, its categories are not numbered 1, 2, ...; make it "
+            "again with tools/pseudo_label.py."
+        )
+    if not data["images"] or not data["annotations"]:
+        raise ValueError(
+            f"{path}: the pool is empty, {len(data['images'])} images and "
+            f"{len(data['annotations'])} detections; make it again from images with objects or "
+            "with a lower --score-threshold."
+        )
+    records = load_coco(path, info["image_root"])
+    return Pool(path, info, [c["name"] for c in data["categories"]], records)
+
+
+def check_pool_teacher(pool: Pool, weights: str, sha256: str) -> None:
+    """Check that the teacher of the run made the pool.
+
+    Args:
+        weights: ``HKD.TEACHER.WEIGHTS``, for the sentence; ``sha256``: of that file.
+
+    Raises:
+        ValueError: another teacher made it.
+    """
+    if pool.info["teacher_sha256"] != sha256:
+        raise ValueError(
+            f"{pool.path}: the pool was made by another teacher (sha256 "
+            f"{pool.info['teacher_sha256'][:12]}...) than HKD.TEACHER.WEIGHTS '{weights}' "
+            f"({sha256[:12]}...); make it again with tools/pseudo_label.py or name its teacher."
+        )
+
+
+def in_classes_of(pool: Pool, classes: list[str], class_map: list[int]) -> list[dict]:
+    """The records of a pool, in the classes of the student.
+
+    Args:
+        classes: of the labelled training sets.
+        class_map: ``HKD.TEACHER.CLASS_MAP``, [] where the class lists are the same. Detections of
+            classes that it does not name are dropped.
+
+    Raises:
+        ValueError: other classes without a map, or a map that does not fit the pool's.
+    """
+    if not class_map and pool.classes != list(classes):
+        raise ValueError(
+            f"{pool.path}: the pool has the classes {', '.join(pool.classes)} and DATASETS.TRAIN "
+            f"{', '.join(classes)}; set HKD.TEACHER.CLASS_MAP to the index of each student class "
+            "in the pool's list."
+        )
+    class_map = list(class_map) or list(range(len(classes)))
+    if len(class_map) != len(classes) or not all(0 <= c < len(pool.classes) for c in class_map):
+        raise ValueError(
+            f"{pool.path}: HKD.TEACHER.CLASS_MAP {class_map} does not fit {len(classes)} student "
+            f"classes and the {len(pool.classes)} of the pool; give one index from 0 to "
+            f"{len(pool.classes) - 1} for each student class."
+        )
+    return [
+        {
+            **record,
+            "annotations": [
+                {**row, "category_id": class_map.index(row["category_id"])}
+                for row in record["annotations"]
+                if row["category_id"] in class_map
+            ],
+        }
+        for record in pool.records
+    ]

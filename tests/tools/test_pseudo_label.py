@@ -1,0 +1,81 @@
+"""The command line tools/pseudo_label.py."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pseudo_labelled import write_images, write_labelled
+from small_detectors import one_stage_config, save_teacher
+
+from hkd_d2.data.pseudo_labels import file_sha256, read_pool
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "pseudo_label.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    return runpy.run_path(str(TOOL))["main"]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return save_teacher(one_stage_config("IgnoreAwareRetinaNet"), tmp_path)
+
+
+def test_a_folder_and_a_registered_data_set(main, teacher, tmp_path, capsys):
+    config_file, weights = teacher
+    write_images(tmp_path / "images" / "below", 2)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (64, 96)).save(tmp_path / "images" / "a.JPG", exif=turned)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    out = tmp_path / "pool.json"
+    command = ["--config-file", config_file, "--weights", weights, "--out", str(out)]
+    main([*command, "--images", str(tmp_path / "images"), "--classes", "person"])
+    assert "pool.json: 3 images, " in capsys.readouterr().out
+    pool = read_pool(str(out))
+    names = [Path(r["file_name"]).name for r in pool.records]
+    assert names == ["a.JPG", "001.png", "002.png"] and pool.classes == ["person"]
+    assert (pool.records[0]["width"], pool.records[0]["height"]) == (96, 64)
+    info = pool.info
+    assert info["teacher_config"] == config_file and info["teacher_weights"] == weights
+    assert info["teacher_sha256"] == file_sha256(weights) and info["score_threshold"] == 0.4
+    assert info["tool"] == "hkd_d2 tools/pseudo_label.py 1" and info["date_created"].endswith(
+        "+00:00"
+    )
+    scores = [row["score"] for row in json.loads(out.read_text())["annotations"]]
+    assert min(scores) > 0.4
+
+    # Another pool replaces it; the classes are those of the teacher's training set.
+    name = f"tool_{tmp_path.name}"
+    entry = [name, "coco", *write_labelled(tmp_path / "labelled", 4, name="walker")]
+    options = ["HKD.DATA.REGISTER", str([entry]), "DATASETS.TRAIN", f"('{name}',)"]
+    main([*command, "--dataset", name, "--score-threshold", "0.6", *options])
+    pool = read_pool(str(out))
+    assert len(pool.records) == 4 and pool.classes == ["walker"]
+    assert pool.info["teacher_options"] == options
+    assert min(r["score"] for r in json.loads(out.read_text())["annotations"]) > 0.6
+
+
+def test_refusals_are_one_sentence(main, teacher, tmp_path):
+    config_file, weights = teacher
+    write_images(tmp_path / "images", 1)
+    out = tmp_path / "pool.json"
+
+    def refused(*changes, config=config_file, source=("--images", str(tmp_path / "images"))):
+        command = ["--config-file", config, "--weights", weights, "--out", str(out), *source]
+        with pytest.raises(SystemExit) as error:
+            main([*command, "--classes", "person", *changes])
+        return str(error.value)
+
+    assert "config file 'nowhere.yaml' does not exist" in refused(config="nowhere.yaml")
+    assert "is no folder with images" in refused(source=("--images", str(tmp_path / "none")))
+    assert "'unheard' is not registered" in refused(source=("--dataset", "unheard"))
+    assert "give a number from 0 to 1" in refused("--score-threshold", "2")
+    (tmp_path / "images" / "bad.png").write_text("text")
+    assert "bad.png' cannot be read" in refused()
+    out.write_text("mine")
+    assert "is there already and is no pool" in refused()
+    assert out.read_text() == "mine"
