@@ -213,7 +213,7 @@ def roi_calls(randn):
     )
 
     def distilling(student, teacher, boxes, adapters, **options):
-        leaves = [*student, *(x for pair in adapters or [] for x in pair if x is not None)]
+        leaves = [*student, *(x for pair in adapters or [] for x in pair or () if x is not None)]
 
         def call(impl):
             for leaf in leaves:
@@ -246,6 +246,14 @@ def roi_calls(randn):
                 output_size=(3, 9) if distance == "smooth_l1" else 3,
                 distance=distance,
             )
+    # Levels of both routes, which add to their own maps alone.
+    found["distilling levels of both routes, float32"] = distilling(
+        maps(torch.float32, True, 8, sizes),
+        maps(torch.float32, True, 8, sizes),
+        [boxes_of(9, 20.0), boxes_of(3, 70.0)],
+        [(randn(8, 8), randn(8)), None],
+        output_size=3,
+    )
     # More boxes than a slice of the sum over boxes has.
     found["distilling many boxes, float32"] = distilling(
         maps(torch.float32, True, 3, sizes),

@@ -164,8 +164,8 @@ SCATTER_MUTATIONS = [
     ),
     (
         "roi_align/roi_gradients.cuh",
-        "of_column != 0 ? weight * values.values[k] : 0.0f;",
-        "weight * values.values[k];",
+        "weights.rows[own_row][bin_y] * of_column;",
+        "weights.rows[own_row][bin_y];",
     ),
     (
         "roi_align/roi_gradients.cuh",

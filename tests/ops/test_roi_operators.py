@@ -577,6 +577,22 @@ def test_nan_and_infinity_reach_only_the_boxes_that_read_them(impl):
     assert 0 < len(rows) < 20
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gradient_that_is_nan_reaches_only_the_cells_of_its_bin(layout):
+    maps = [m.requires_grad_() for m in pyramid(8, layout, levels=1)]
+    boxes = [torch.tensor([[10.0, 12.0, 90.0, 70.0], [30.0, 5.0, 60.0, 80.0]])] * 2
+    pooled = ops.multilevel_roi_align(maps, boxes, strides=[4], impl="fused")
+
+    def reached(number):
+        upstream = torch.zeros_like(pooled)
+        upstream[1, 3, 2, 4] = number
+        (gradient,) = torch.autograd.grad(pooled, maps, upstream, retain_graph=True)
+        return gradient
+
+    cells = reached(1.0) != 0
+    assert 4 <= cells.sum() < 100 and torch.equal(reached(float("nan")).isnan(), cells)
+
+
 # ------------------------------------------------------------------------------- what must hold
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_pooling_is_linear_and_its_backward_is_its_adjoint(multilevel_roi_align, sampling_ratio):
