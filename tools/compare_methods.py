@@ -179,8 +179,9 @@ class Results:
             "error; positive where the method helps.",
             "Raw loss and share of the gradient: each term before its weight, and its weighted "
             "part in the sum of the gradient norms of all losses at the student's pyramid, which "
-            "is what HKD.GRADIENT_SHARE_PERIOD logs. Means over the first and the last tenth of "
-            "the run, one entry in 20 iterations, then over the seeds.",
+            "is what HKD.GRADIENT_SHARE_PERIOD logs. Means over the first and the last fifth of "
+            "the run, one entry in 20 iterations, then over the seeds; entries of 0, where there "
+            "was nothing to compare, do not count.",
             f"step, memory: a training step and its peak of tensors, as multiples of the plain "
             f"student's, in turn in one process; medians of {ROUNDS} rounds.",
         ]

@@ -279,9 +279,14 @@ def read_row(contender: Contender, run: Run) -> dict:
 
 
 def ends(metrics: list[dict], key: str) -> tuple[float, float] | None:
-    """Means of a logged value over the first and the last tenth of its entries."""
+    """Means of a logged value over the first and the last fifth of its entries.
+
+    Entries of 0, of a batch without anything to compare or a term that does not act yet, are left
+    out, unless all are.
+    """
     values = [entry[key] for entry in metrics if key in entry]
     if not values:
         return None
-    few = max(1, len(values) // 10)
+    values = [value for value in values if value] or values
+    few = max(1, len(values) // 5)
     return sum(values[:few]) / few, sum(values[-few:]) / few

@@ -171,9 +171,9 @@ def train(
         why = f"this changed: {', '.join(changed)}" if changed else "it was interrupted"
         say(f"starting over, since {why}")
         shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True)
     record = {"settings": run.settings(), "seconds": None}
-    run.record.write_text(json.dumps(record, indent=1))
+    run.folder.mkdir(parents=True)
+    run.record.write_text(json.dumps(record, indent=1))  # at once: it marks the folder
 
     command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
     command += ["--config-file", str(run.config_file), *map(str, run.options)]
@@ -215,7 +215,7 @@ def train(
 
 def train_all(
     runs: list[Run], side_by_side: int, finished: Callable[[Run], None]
-) -> dict[str, RuntimeError]:
+) -> dict[str, Exception]:
     """Train ``runs`` in their order, several at a time, the machine's cores shared out.
 
     An interruption ends the processes that run.
@@ -246,7 +246,7 @@ def train_all(
                 run = futures[future]
                 try:
                     future.result()
-                except RuntimeError as error:
+                except (RuntimeError, ValueError, OSError) as error:
                     failed[run.name] = error
                     print(f"  {run.name} FAILED: {error}", flush=True)
                 else:

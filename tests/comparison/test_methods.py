@@ -132,7 +132,7 @@ def test_row_of_a_run(tmp_path):
     plans = plan_contenders(choose_methods(["adl"]), [0], tmp_path, tmp_path / "out", 450)
     run = plans[1].runs[0]
     run.folder.mkdir(parents=True)
-    # Twenty entries 20, 19, .., 1: the first tenth is 20 and 19, the last 2 and 1.
+    # Twenty entries 20, 19, .., 1: the first fifth has the mean 18.5, the last 2.5.
     lines = [
         {"iteration": 20 * i, "hkd/adl_raw": 20.0 - i, "hkd_gradient_share/loss_hkd_adl": 0.25}
         for i in range(20)
@@ -151,7 +151,10 @@ def test_row_of_a_run(tmp_path):
         "All": 70.0,
         "AP": 12.5,
         "seconds": 33.0,
-        "raw": {"adl": (19.5, 1.5)},
+        "raw": {"adl": (18.5, 2.5)},
         "share": {"adl": (0.25, 0.25)},
     }
     assert ends(lines, "nothing") is None
+    # What does not act yet, or finds nothing, does not count; what is always 0 is 0.
+    assert ends([{"x": 0.0}, {"x": 3.0}, {"x": 0.0}, {"x": 1.0}], "x") == (3.0, 1.0)
+    assert ends([{"x": 0.0}] * 9, "x") == (0.0, 0.0)
