@@ -10,10 +10,12 @@ from .miss_rate import (
     SETUPS,
     MissRateResult,
     Setup,
+    SetupMatches,
     evaluate_miss_rate,
     format_table,
     load_detections,
     load_ground_truth,
+    match_setup,
     select_setups,
 )
 
@@ -26,11 +28,13 @@ __all__ = [
     "MissRateResult",
     "PedestrianEvaluator",
     "Setup",
+    "SetupMatches",
     "coco_ground_truth",
     "evaluate_miss_rate",
     "format_table",
     "load_detections",
     "load_ground_truth",
+    "match_setup",
     "select_setups",
 ]
 

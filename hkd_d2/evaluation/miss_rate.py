@@ -63,11 +63,14 @@ __all__ = [
     "SETUPS",
     "MissRateResult",
     "Setup",
+    "SetupMatches",
     "check_ground_truth",
     "evaluate_miss_rate",
     "format_table",
     "load_detections",
     "load_ground_truth",
+    "match_setup",
+    "overlaps",
     "select_setups",
 ]
 
@@ -104,6 +107,14 @@ class Setup:
 
     height: tuple[float, float]
     visibility: tuple[float, float]
+
+    def counts(self, annotation: Mapping[str, Any]) -> bool:
+        """Whether an annotation of the category is countable."""
+        return (
+            not annotation.get("ignore", 0)
+            and self.height[0] <= annotation["height"] <= self.height[1]
+            and self.visibility[0] <= annotation["vis_ratio"] <= self.visibility[1]
+        )
 
 
 _NO_LIMIT = 1e10
@@ -154,6 +165,32 @@ class MissRateResult:
     fppi: np.ndarray
     miss: np.ndarray
     reference_miss: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SetupMatches:
+    """Which detection took which pedestrian under one setup.
+
+    A detection matches before those of lower score are looked at. So the first k detections match
+    as they would alone, and every operating point can be read from one matching.
+
+    Attributes:
+        num_images: images of the ground truth.
+        detection: int64 (D,), rows of the detections that count, in the order of the curve of
+            :class:`MissRateResult`: by falling score.
+        annotation: int64 (D,), the row of the annotation that each took; -1 for a false positive.
+        pedestrian: int64 (G,), rows of the annotations that are countable, rising.
+    """
+
+    num_images: int
+    detection: np.ndarray
+    annotation: np.ndarray
+    pedestrian: np.ndarray
+
+    @property
+    def fppi(self) -> np.ndarray:
+        """float64 (D,), false positives per image, as in :class:`MissRateResult`."""
+        return np.cumsum(self.annotation < 0) / self.num_images
 
 
 def evaluate_miss_rate(
@@ -221,6 +258,51 @@ def evaluate_miss_rate(
         name: _summarise(setup, curve, missing_point)
         for (name, setup), curve in zip(setups.items(), curves, strict=True)
     }
+
+
+def match_setup(
+    ground_truth: Mapping[str, Any], detections: list[dict[str, Any]], setup: Setup
+) -> SetupMatches:
+    """Match as :func:`evaluate_miss_rate` does, and say which box became what.
+
+    This is the matching of the definition in NumPy, steps 1 to 6; the curve of the compiled one
+    has the same bits. Rows are positions in the lists that are given.
+
+    Args:
+        ground_truth: COCO-style, as :func:`load_ground_truth` returns it.
+        detections: COCO results, as :func:`load_detections` returns them.
+        setup: which pedestrians count.
+
+    Raises:
+        ValueError: on malformed ground truth or detections, naming the row.
+    """
+    truth = _read_ground_truth(ground_truth, "ground truth", NATIVE)
+    found = _read_detections(detections, truth, "detections", NATIVE)
+    annotations = ground_truth["annotations"]
+    truth_row = _rows_that_count(annotations)
+    image = [truth.image_index[annotations[row]["image_id"]] for row in truth_row]
+    truth_row = truth_row[np.argsort(image, kind="stable")]  # as _read_ground_truth does
+    order = _rank(found)
+    detection_row = _rows_that_count(detections)[order]
+
+    matching = _match(setup, truth, _match_candidates(truth, found.take(order)))
+    taken = matching.truth >= 0
+    annotation = np.full(len(taken), -1, dtype=np.int64)
+    annotation[taken] = truth_row[matching.truth[taken]]
+    countable = ~matching.ignore if truth.has_category else np.zeros_like(matching.ignore)
+    return SetupMatches(
+        num_images=len(truth.image_index),
+        detection=detection_row[matching.detection],
+        annotation=annotation,
+        pedestrian=np.sort(truth_row[countable]),
+    )
+
+
+def _rows_that_count(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array(
+        [number for number, row in enumerate(rows) if row["category_id"] == PEDESTRIAN],
+        dtype=np.int64,
+    )
 
 
 def _use_native(impl: str | None) -> bool:
@@ -356,6 +438,9 @@ class _Detections(_Boxes):
     """Of the category that counts, in the order of the file."""
 
     score: np.ndarray  # float64 (N,)
+
+    def take(self, order: np.ndarray) -> "_Detections":
+        return _Detections(self.image[order], self.box[order], self.score[order])
 
 
 def _read_ground_truth(ground_truth, source: str, native: bool) -> _GroundTruth:
@@ -528,6 +613,15 @@ class _Candidates:
     over_detection: np.ndarray  # bool (P,), intersection over the detection's area is enough
 
 
+@dataclass(frozen=True, eq=False)
+class _Matching:
+    """The counted detections of one setup by falling score, and what each took."""
+
+    detection: np.ndarray  # int64 (D,), index into the candidates' detections
+    truth: np.ndarray  # int64 (D,), index into the ground truth; -1 for a false positive
+    ignore: np.ndarray  # bool (G,), ground truth that does not count in this setup
+
+
 def _trace_native(
     setups: list[Setup], truth: _GroundTruth, detections: _Detections
 ) -> list[_Curve]:
@@ -555,17 +649,16 @@ def _trace_native(
 def _trace_reference(
     setups: list[Setup], truth: _GroundTruth, detections: _Detections
 ) -> list[_Curve]:
-    candidates = _match_candidates(truth, _rank(detections))
+    candidates = _match_candidates(truth, detections.take(_rank(detections)))
     return [_trace_setup(setup, truth, candidates) for setup in setups]
 
 
-def _rank(detections: _Detections) -> _Detections:
-    """By image, then falling score, each image cut to the first that count."""
+def _rank(detections: _Detections) -> np.ndarray:
+    """Indices by image, then falling score, each image cut to the first that count."""
     order = np.lexsort((-detections.score, detections.image))  # ties stay in the order of the file
     image = detections.image[order]
     rank = np.arange(len(image)) - np.searchsorted(image, image)  # within the image
-    order = order[rank < MAX_DETECTIONS]
-    return _Detections(detections.image[order], detections.box[order], detections.score[order])
+    return order[rank < MAX_DETECTIONS]
 
 
 def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidates:
@@ -577,7 +670,7 @@ def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidat
     overlap = [np.zeros((2, 0))]
     for image in images[:-1]:
         first, first_truth = detection_start[image], truth_start[image]
-        over_union, over_detection = _overlaps(
+        over_union, over_detection = overlaps(
             detections.box[first : detection_start[image + 1]],
             truth.box[first_truth : truth_start[image + 1]],
         )
@@ -597,8 +690,11 @@ def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidat
     )
 
 
-def _overlaps(detections: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection over union and over the detection's area, (D, 4) and (G, 4) to two (D, G)."""
+def overlaps(detections: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection over union and over the detection's area, (D, 4) and (G, 4) to two (D, G).
+
+    Boxes are [x, y, w, h], float64, without a "+ 1".
+    """
     detections = detections[:, None]
     low = np.maximum(detections[..., :2], truth[:, :2])
     high = np.minimum(
@@ -617,7 +713,7 @@ def _overlaps(detections: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     )
 
 
-def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Curve:
+def _match(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Matching:
     detections = candidates.detections
     ignore = truth.ignore | _outside(truth.height, setup.height)
     ignore |= _outside(truth.visibility, setup.visibility)
@@ -627,28 +723,33 @@ def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> 
 
     ignored_truth = ignore[candidates.truth]
     may_match = candidates.over_union & ~ignored_truth & kept[candidates.detection]
-    matched = np.zeros(len(height), dtype=bool)
+    matched = np.full(len(height), -1, dtype=np.int64)
     taken = np.zeros(len(ignore), dtype=bool)
     for detection, box in zip(
         candidates.detection[may_match].tolist(), candidates.truth[may_match].tolist(), strict=True
     ):
-        if not matched[detection] and not taken[box]:
-            matched[detection] = taken[box] = True
+        if matched[detection] < 0 and not taken[box]:
+            matched[detection] = box
+            taken[box] = True
     absorbed = np.zeros(len(height), dtype=bool)
     absorbed[candidates.detection[candidates.over_detection & ignored_truth]] = True
 
-    counted = kept & (matched | ~absorbed)
-    scores = detections.score[counted]
-    order = np.argsort(-scores, kind="stable")
-    true_positive = matched[counted][order]
-    num_ground_truth = int(np.count_nonzero(~ignore))
+    counted = np.flatnonzero(kept & ((matched >= 0) | ~absorbed))
+    counted = counted[np.argsort(-detections.score[counted], kind="stable")]
+    return _Matching(detection=counted, truth=matched[counted], ignore=ignore)
+
+
+def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Curve:
+    matching = _match(setup, truth, candidates)
+    true_positive = matching.truth >= 0
+    num_ground_truth = int(np.count_nonzero(~matching.ignore))
     if num_ground_truth:
         miss = 1 - np.cumsum(true_positive) / num_ground_truth
     else:
-        miss = np.full(len(scores), np.nan)
+        miss = np.full(len(true_positive), np.nan)
     return _Curve(
         num_ground_truth=num_ground_truth,
-        scores=scores[order],
+        scores=candidates.detections.score[matching.detection],
         fppi=np.cumsum(~true_positive) / len(truth.image_index),
         miss=miss,
     )

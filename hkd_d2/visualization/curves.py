@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ DPI = 130
 
 def plot_miss_rate(
     results: Mapping[str, MissRateResult | Sequence[MissRateResult]],
-    path: str | os.PathLike,
+    path: str | os.PathLike | BinaryIO,
     setup: str,
 ) -> None:
     """Draw miss rate over false positives per image, log-log, as papers on pedestrians do.
@@ -34,7 +35,7 @@ def plot_miss_rate(
     Args:
         results: a result of one setup, or one a seed, by the detector's name; the legend gives
             MR^-2, for several seeds their mean.
-        path: PNG, PDF or SVG to write.
+        path: PNG, PDF or SVG to write, or a binary file for a PNG.
         setup: the setup's name, for the title.
 
     Raises:

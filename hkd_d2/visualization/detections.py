@@ -102,7 +102,7 @@ def make_scenes(
     scenes = []
     for record in records:
         rows = truth[record["image_id"]]
-        counts = np.array([_counts(row, setup) for row in rows], dtype=bool)
+        counts = np.array([setup.counts(row) for row in rows], dtype=bool)
         boxes = _to_xyxy([row["bbox"] for row in rows])
         scenes.append(
             Scene(
@@ -253,14 +253,6 @@ def _draw(axes: Axes, boxes: np.ndarray, what: str, width: float) -> None:
                 path_effects=[withStroke(linewidth=width + 1, foreground="black", alpha=0.55)],
             )
         )
-
-
-def _counts(row: dict, setup: Setup) -> bool:
-    return (
-        not row["ignore"]
-        and setup.height[0] <= row["height"] <= setup.height[1]
-        and setup.visibility[0] <= row["vis_ratio"] <= setup.visibility[1]
-    )
 
 
 def _to_xyxy(boxes: list) -> np.ndarray:

@@ -1,0 +1,365 @@
+"""One HTML page about the errors of detectors, with everything inside."""
+
+import base64
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from hkd_d2.evaluation import MissRateResult
+from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
+
+from .curves import plot_miss_rate
+from .detections import STYLES
+from .errors import TILE, crop_tile, plot_calibration, plot_miss_ranges, range_label
+
+# No script, nothing from outside: the browser is told so too. Figures are drawn on white.
+_STYLE = """
+:root { color-scheme: light dark; --line: #c9ccd1; --soft: #f3f4f6; --ink: #1b1f24; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #474d57; --soft: #23272e; --ink: #e4e7eb; --page: #16191d; }
+}
+body { color: var(--ink); background: var(--page); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+.wide { overflow-x: auto; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem; text-align: right; }
+th:first-child { text-align: left; }
+caption { text-align: left; padding-bottom: .4rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure { margin: 1rem 0; }
+.sheet { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; list-style: none; }
+.sheet figure { margin: 0; width: 8.25rem; }
+.sheet figcaption { font-size: .8rem; line-height: 1.3; }
+.key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em;
+  background: #666; border-width: 3px; border-style: solid; vertical-align: -.1em; }
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_error_page(
+    path: str | os.PathLike,
+    errors: Mapping[str, ErrorAnalysis],
+    results: Mapping[str, Mapping[str, MissRateResult]],
+    ground_truth: Mapping[str, Any],
+    detections: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    setup: str,
+    curves: str,
+    images: str | os.PathLike | None = None,
+) -> None:
+    """Write a page that needs no other file and no script: table, figures, contact sheets.
+
+    Args:
+        path: HTML to write.
+        errors: of the same setup, by the detector's name.
+        results: results of every setup, by the detector's name.
+        ground_truth: what both were counted on.
+        detections: COCO results by the detector's name, all that were analysed.
+        setup: the name of the errors' setup.
+        curves: the setup, a key of each of ``results``, whose curves are drawn.
+        images: the folder of the images for the contact sheets; None leaves them out.
+
+    Raises:
+        FileNotFoundError: the folder, or an image that is to be shown, is missing.
+        ValueError: an image is damaged or has no name in the ground truth.
+    """
+    sheets = (
+        "<p>No contact sheets: the folder of the images was not given.</p>"
+        if images is None
+        else _sheets(errors, ground_truth, detections, ImageFolder(images, ground_truth))
+    )
+    names = ", ".join(errors)
+    point = next(iter(errors.values())).operating_point
+    parts = [
+        f"<p>{len(ground_truth['images'])} images. Lower miss rates are better.</p>",
+        "<h2>Miss rate</h2>",
+        _score_table(results),
+        _figure(
+            lambda file: plot_miss_rate(
+                {name: by_setup[curves] for name, by_setup in results.items()}, file, curves
+            ),
+            f"Curves of miss rate over false positives per image on {curves}: "
+            + _list({n: f"{r[curves].miss_rate:.2f} % MR^-2" for n, r in results.items()}),
+        ),
+        "<h2>At the operating point</h2>",
+        f"<p>From here on, pedestrians and detections count as {escape(setup)} says. The operating "
+        "point of a detector is the last one on its curve with at most "
+        f"{point.limit:g} false positives per image.</p>",
+        _point_table(errors),
+    ]
+    for kind, what in (("by_height", "height in pixels"), ("by_visibility", "visible share")):
+        ranges = {name: getattr(found, kind) for name, found in errors.items()}
+        parts += [
+            f"<h3>By {what}</h3>",
+            _figure(
+                lambda file, ranges=ranges, what=what: plot_miss_ranges(
+                    ranges, file, what, f"{setup}, at {point.limit:g} false positives per image"
+                ),
+                f"Bars of the miss rate by {what} of {names}; the numbers are in the table below.",
+            ),
+            _range_table(ranges, what),
+        ]
+    parts += ["<h2>Calibration of the scores</h2>", *_calibration(errors)]
+    parts += ["<h2>The worst errors</h2>", sheets]
+    title = "Detection errors: " + names
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
+
+
+class ImageFolder:
+    """The images of a ground truth, opened by id.
+
+    An image is named by ``file_name`` or ``im_name``. Where the folder lacks that name, its folder
+    of the city is tried, the name up to the first underscore, as CityPersons has it.
+    """
+
+    def __init__(self, folder: str | os.PathLike, ground_truth: Mapping[str, Any]):
+        """
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"{folder} is no folder; give that of the images.")
+        self._folder = folder
+        self._names = {
+            image["id"]: image.get("file_name", image.get("im_name"))
+            for image in ground_truth["images"]
+        }
+
+    def open(self, image_id: int) -> Image.Image:
+        """The image in RGB.
+
+        Raises:
+            FileNotFoundError: it is not in the folder.
+            ValueError: it cannot be read, or the ground truth does not name it.
+        """
+        name = self._names[image_id]
+        if not isinstance(name, str):
+            raise ValueError(
+                f"Image {image_id} of the ground truth has neither file_name nor im_name; add one "
+                "or leave the images out."
+            )
+        base = os.path.basename(name)
+        places = [
+            os.path.join(self._folder, name),
+            os.path.join(self._folder, base.split("_")[0], base),
+        ]
+        for place in places:
+            if os.path.isfile(place):
+                try:
+                    return Image.open(place).convert("RGB")
+                except (UnidentifiedImageError, OSError) as error:
+                    raise ValueError(
+                        f"{place} cannot be read as an image ({error}); copy it again."
+                    ) from None
+        raise FileNotFoundError(
+            f"{places[0]} does not exist; give the folder in which the ground truth's names lie."
+        )
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(draw: Callable[[io.BytesIO], None], alt: str) -> str:
+    file = io.BytesIO()
+    draw(file)
+    source = _data_uri(file.getvalue(), "png")
+    return f'<figure><img src="{source}" alt="{escape(alt)}"></figure>'
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="wide"><table><caption>{escape(caption)}</caption>\n<thead><tr>{cells}</tr>'
+        f"</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _list(named: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in named.items())
+
+
+def _score_table(results: Mapping[str, Mapping[str, MissRateResult]]) -> str:
+    first = next(iter(results.values()))
+    rows = [
+        [name, str(first[name].num_ground_truth)]
+        + [
+            f"{by_setup[name].miss_rate:.2f}" if by_setup[name].num_ground_truth else "-"
+            for by_setup in results.values()
+        ]
+        for name in first
+    ]
+    return _table("MR^-2 in percent", ["setup", "pedestrians", *results], rows)
+
+
+def _point_table(errors: Mapping[str, ErrorAnalysis]) -> str:
+    points = [found.operating_point for found in errors.values()]
+    rows = [
+        ["score there", *("none" if p.score is None else f"{p.score:.3f}" for p in points)],
+        ["false positives per image", *(f"{p.fppi:.3f}" for p in points)],
+        ["found", *(f"{p.found} of {p.pedestrians}" for p in points)],
+        ["miss rate", *(f"{p.miss_rate:.1%}" for p in points)],
+    ]
+    explained = {
+        "duplicate": "duplicates (IoU from 0.5 with one already found)",
+        "misplaced": "misplaced (IoU from 0.1)",
+        "background": "on the background",
+    }
+    for kind, text in explained.items():
+        rows.append([f"false positives: {text}", *(str(p.false_positives[kind]) for p in points)])
+    return _table("The detectors at their operating points", ["", *errors], rows)
+
+
+def _range_table(ranges: Mapping[str, Sequence[MissRange]], what: str) -> str:
+    first = next(iter(ranges.values()))
+    rows = [
+        [range_label(part.low, part.high), str(part.pedestrians)]
+        + [f"{parts[number].missed} ({parts[number].miss_rate:.1%})" for parts in ranges.values()]
+        for number, part in enumerate(first)
+        if part.pedestrians
+    ]
+    caption = "Missed pedestrians; a range holds its lower edge and not its upper one"
+    return _table(caption, [what, "pedestrians", *ranges], rows)
+
+
+def _calibration(errors: Mapping[str, ErrorAnalysis]) -> list[str]:
+    known = {
+        name: found.calibration
+        for name, found in errors.items()
+        if found.calibration is not None and not math.isnan(found.calibration.error)
+    }
+    parts = [
+        f"<p>{escape(name)} has no calibration: scores outside 0 to 1, or nothing counted.</p>"
+        for name in errors
+        if name not in known
+    ]
+    if not known:
+        return parts
+    rows = [
+        [f"{part.low:g} to {part.high:g}"]
+        + [
+            f"{own.precision:.2f} of {own.detections}" if own.detections else "-"
+            for own in (calibration.ranges[number] for calibration in known.values())
+        ]
+        for number, part in enumerate(next(iter(known.values())).ranges)
+    ]
+    rows.append(["expected calibration error", *(f"{c.error:.3f}" for c in known.values())])
+    alt = "Precision over score, and the number of detections; expected calibration error: "
+    return [
+        *parts,
+        "<p>Over all counted detections, those of low score too. The expected calibration error is "
+        "the mean distance of precision and mean score, weighted by the number of detections.</p>",
+        _figure(
+            lambda file: plot_calibration(known, file),
+            alt + _list({name: f"{c.error:.3f}" for name, c in known.items()}),
+        ),
+        _table("Precision, and detections of the range", ["score", *known], rows),
+    ]
+
+
+def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
+    truth = {True: {}, False: {}}  # countable or not, by image
+    setup = next(iter(errors.values())).setup
+    for row in ground_truth["annotations"]:
+        if row["category_id"] == 1:
+            truth[setup.counts(row)].setdefault(row["image_id"], []).append(row["bbox"])
+    words = {
+        "false alarm": "false positive",
+        "missed": "missed pedestrian",
+        "found": "detection over the operating point",
+        "pedestrian": "pedestrian that counts",
+        "ignored": "ignored",
+    }
+    parts = [
+        "<p>"
+        + " ".join(
+            f'<span class="key" style="border-color:{STYLES[what][0]}"></span>{text}'
+            for what, text in words.items()
+        )
+        + "</p>"
+    ]
+    for name, found in errors.items():
+        wrong = [
+            (
+                entry,
+                "false alarm",
+                f"score {entry.score:.2f}, height {entry.box[3]:.0f}, IoU {entry.overlap:.2f}, "
+                f"{entry.kind}",
+            )
+            for entry in found.worst_false_positives
+        ]
+        missed = [
+            (
+                entry,
+                "missed",
+                f"height {entry.height:.0f}, visible {entry.visibility:.0%}, IoU "
+                f"{entry.overlap:.2f}, "
+                + ("no match" if entry.score is None else f"score {entry.score:.2f}"),
+            )
+            for entry in found.worst_misses
+        ]
+        parts += [
+            f"<h3>{escape(name)}: false positives of highest score</h3>",
+            "<p>IoU is the highest with any box of the ground truth.</p>",
+            _sheet(wrong, truth, {}, folder),
+            f"<h3>{escape(name)}: misses of largest height times visible share</h3>",
+            "<p>IoU is the highest with a detection over the operating point; the score is of the "
+            "detection that matches below it.</p>",
+            _sheet(missed, truth, _shown(detections[name], found.operating_point.score), folder),
+        ]
+    return "\n".join(parts)
+
+
+def _shown(detections: Sequence[Mapping[str, Any]], score: float | None) -> dict[int, list]:
+    boxes = {}
+    for row in detections:
+        if score is not None and row["category_id"] == 1 and row["score"] >= score:
+            boxes.setdefault(row["image_id"], []).append(row["bbox"])
+    return boxes
+
+
+def _sheet(entries, truth, detections: Mapping[int, list], folder: ImageFolder) -> str:
+    if not entries:
+        return "<p>There are none.</p>"
+    tiles = []
+    for entry, what, caption in entries:
+        image = entry.image_id
+        pedestrians = [box for box in truth[True].get(image, []) if list(box) != entry.box]
+        tile = crop_tile(
+            folder.open(image),
+            entry.box,
+            what,
+            pedestrians,
+            truth[False].get(image, []),
+            detections.get(image, []),
+        )
+        file = io.BytesIO()
+        tile.save(file, "JPEG", quality=85)
+        alt = "False positive" if what == "false alarm" else "Missed pedestrian"
+        tiles.append(
+            f'<li><figure><img src="{_data_uri(file.getvalue(), "jpeg")}" width="{TILE[0]}" '
+            f'height="{TILE[1]}" alt="{alt} in image {image}: {escape(caption)}">'
+            f"<figcaption>image {image}: {escape(caption)}</figcaption></figure></li>"
+        )
+    return '<ul class="sheet">\n' + "\n".join(tiles) + "\n</ul>"

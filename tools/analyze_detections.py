@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""What detectors get wrong, as one HTML page, and its numbers as JSON beside it.
+
+    python tools/analyze_detections.py val_gt.json teacher=a.json student=b.json \\
+        --images leftImg8bit/val --out errors.html
+
+Curves and MR^-2; misses by height and visible share at an operating point; calibration; and, with
+the images, the worst false positives and misses. The terms are defined in
+hkd_d2/evaluation/analysis.py.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from hkd_d2.evaluation import (
+    MISSING_POINTS,
+    SETUPS,
+    evaluate_miss_rate,
+    load_detections,
+    load_ground_truth,
+    select_setups,
+)
+from hkd_d2.evaluation.analysis import analyze_errors
+from hkd_d2.visualization.error_page import ImageFolder, write_error_page
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "ground_truth", metavar="GT.json", help="COCO-style, with height and vis_ratio"
+    )
+    parser.add_argument(
+        "detections",
+        metavar="[NAME=]FILE",
+        nargs="+",
+        help="COCO's result format; the name is that of the file where none is given",
+    )
+    parser.add_argument("--images", metavar="DIR", help="for the contact sheets")
+    parser.add_argument(
+        "--out", metavar="PAGE.html", default="errors.html", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--curves",
+        metavar="SETUP",
+        default="Reasonable",
+        help=f"setup of the curves (default: %(default)s), out of {', '.join(SETUPS)}",
+    )
+    parser.add_argument(
+        "--setup", default="All", help="setup of everything else (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fppi",
+        type=float,
+        default=0.1,
+        help="false positives per image of the operating point (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--worst", type=int, default=24, help="crops of each kind and detector (default: 24)"
+    )
+    parser.add_argument(
+        "--missing-point",
+        choices=list(MISSING_POINTS),
+        default="official",
+        help="as in tools/evaluate_miss_rate.py",
+    )
+    return parser.parse_args(argv)
+
+
+def named_files(arguments: list[str]) -> dict[str, str]:
+    """Files by name; NAME=FILE, or a file, whose name is then its own without the ending."""
+    files = {}
+    for argument in arguments:
+        name, sign, file = argument.partition("=")
+        if not sign or os.path.exists(argument):  # a file whose own name has the sign
+            name, file = Path(argument).stem, argument
+        if not name or not file:
+            raise ValueError(f"{argument!r} is not NAME=FILE; give both.")
+        if name in files:
+            raise ValueError(f"Two detection files are named {name!r}; name them by NAME=FILE.")
+        files[name] = file
+    return files
+
+
+def analyze(args) -> list[str]:
+    """Write the page and its numbers; returns the two paths."""
+    page = Path(args.out)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out is {args.out}; let its name end in .html.")
+    numbers = page.with_suffix(".json")
+    files = named_files(args.detections)
+    if numbers.resolve() in {Path(file).resolve() for file in (args.ground_truth, *files.values())}:
+        raise ValueError(f"{numbers} would be overwritten by the numbers; give another --out.")
+    select_setups([args.curves])
+    setup = select_setups([args.setup])[args.setup]
+    ground_truth = load_ground_truth(args.ground_truth)
+    if args.images is not None:
+        ImageFolder(args.images, ground_truth)  # before the work
+    detections, results, errors = {}, {}, {}
+    for name, file in files.items():
+        detections[name] = load_detections(file, ground_truth)
+        try:
+            errors[name] = analyze_errors(
+                ground_truth, detections[name], setup, args.fppi, args.worst
+            )
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        results[name] = evaluate_miss_rate(
+            ground_truth, detections[name], SETUPS, args.missing_point
+        )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_error_page(
+        page,
+        errors,
+        results,
+        ground_truth,
+        detections,
+        setup=args.setup,
+        curves=args.curves,
+        images=args.images,
+    )
+    content = {
+        "setup": args.setup,
+        "curves": args.curves,
+        "missing_point": args.missing_point,
+        "detectors": {
+            name: {
+                "miss_rate": {key: value.miss_rate for key, value in results[name].items()},
+                "curve": _curve(results[name][args.curves]),
+                "errors": errors[name].to_json(),
+            }
+            for name in files
+        },
+    }
+    numbers.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    return [str(page), str(numbers)]
+
+
+def _curve(result) -> dict:
+    return {
+        "score": result.scores.tolist(),
+        "fppi": result.fppi.tolist(),
+        "miss": result.miss.tolist() if result.num_ground_truth else None,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        for path in analyze(parse_args(argv)):
+            print(f"wrote {path}")
+    except (ValueError, OSError) as error:
+        print(f"analyze_detections: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
