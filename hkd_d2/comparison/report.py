@@ -110,7 +110,7 @@ def format_entry(entry: dict, cost: dict | None) -> list[str]:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def write_csv(rows: list[dict], costs: dict[str, dict], path: str | os.PathLike) -> None:
