@@ -148,10 +148,10 @@ class Results:
         notes = "\n".join(f"- {note}" for note in self.notes(rows))
         text = [
             "# Methods on generated streets",
-            "Written by `make methods`; [methods.md](../methods.md) says what each computes.",
+            "Written by `make methods`; `docs/methods.md` says what each computes.",
             format_tables(entries, teachers, costs),
             notes,
-            "![Miss rates of all methods](../images/methods.png)",
+            "![Miss rates of all methods](plot.png)",
         ]
         (output / "results.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
         sections = {}
@@ -174,6 +174,7 @@ class Results:
             "budget: it shows what helps early, not what wins in the end. The methods' weights are "
             "those of configs/methods, published for other data, detectors and schedules, and were "
             "not tuned here.",
+            f"On {self.everything[0].runs[0].config.MODEL.DEVICE}, PyTorch {torch.__version__}. "
             "MR^-2 and COCO AP in percent on 200 streets; MR^-2 Reasonable: mean over seeds and "
             "their range; Heavy, All and AP: means. plain - method: paired by seed, ± its standard "
             "error; positive where the method helps.",
@@ -183,7 +184,9 @@ class Results:
             "the run, one entry in 20 iterations, then over the seeds; entries of 0, where there "
             "was nothing to compare, do not count.",
             f"step, memory: a training step and its peak of tensors, as multiples of the plain "
-            f"student's, in turn in one process; medians of {ROUNDS} rounds.",
+            f"student's, in turn in one process; medians of {ROUNDS} rounds. The plain student is "
+            "stock Detectron2's, the others train in channels_last with the fused pooler (see "
+            "HKD.CHANNELS_LAST and HKD.POOLER), so a method without a teacher can be faster.",
         ]
 
     def costs(self) -> dict[str, dict]:
@@ -311,6 +314,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.docs:
         for name, place in DOCS.items():
             shutil.copyfile(args.output / name, place)
+        report, plot = DOCS["results.md"], DOCS["plot.png"]
+        link = os.path.relpath(plot, report.parent)
+        report.write_text(report.read_text().replace("(plot.png)", f"({link})"))
     print(
         f"Done in {format_time(time.monotonic() - start)}. Look at {args.output}: results.md, "
         "results.csv, results.json and plot.png."

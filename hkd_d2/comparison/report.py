@@ -29,11 +29,12 @@ def summarise(rows: list[dict]) -> list[dict]:
         rows: of :func:`~hkd_d2.comparison.methods.read_row`, in any order of seeds.
 
     Returns:
-        entries in the order of the rows, with ``scores`` (column: list over seeds), ``gain`` (mean
-        of plain - method in MR^-2 Reasonable over the seeds of both, its standard error; None
-        without such seeds and for the plain student), and ``raw`` and ``share`` (term: first and
-        last, means over seeds).
+        entries in the order of the rows, a section's plain student first, with ``scores`` (column:
+        list over seeds), ``gain`` (mean of plain - method in MR^-2 Reasonable over the seeds of
+        both, its standard error; None without such seeds and for the plain student), and ``raw``
+        and ``share`` (term: first and last, means over seeds).
     """
+    order = list(dict.fromkeys(row["section"] for row in rows))
     groups = {}
     for row in rows:
         groups.setdefault((row["section"], row["method"]), []).append(row)
@@ -65,7 +66,7 @@ def summarise(rows: list[dict]) -> list[dict]:
                 if all(row[column][term] for row in group)
             }
         entries.append(entry)
-    return entries
+    return sorted(entries, key=lambda entry: (order.index(entry["section"]), not entry["plain"]))
 
 
 def format_tables(entries: list[dict], teachers: dict[str, dict], costs: dict[str, dict]) -> str:

@@ -54,7 +54,7 @@ def plot_methods(
         axes.set_title(section, fontsize=10, loc="left")
         axes.grid(axis="x", color="0.88")
         axes.set_axisbelow(True)
-    panels[0].legend(loc="lower right", fontsize=8, framealpha=0.95)
+    panels[0].legend(loc="center", fontsize=8, framealpha=0.95)
     panels[-1].set_xlabel("MR$^{-2}$ Reasonable, percent (left is better)")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI)

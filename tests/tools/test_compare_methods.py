@@ -55,7 +55,8 @@ def test_whole_way_twice(tool, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("already there") == 3  # teacher, student, method
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again["rows"] == content["rows"]
-    assert docs["results.md"].read_text() == report and docs["plot.png"].is_file()
+    moved = report.replace("(plot.png)", "(doc_plot.png)")
+    assert docs["results.md"].read_text() == moved != report and docs["plot.png"].is_file()
 
 
 @pytest.mark.parametrize(
