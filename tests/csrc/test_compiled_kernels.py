@@ -43,9 +43,13 @@ WIDE_STORES = {
 }
 # Add to memory by reductions, four numbers at once from sm_90 on.
 SCATTER = {"roi_align_scatter_kernel", "roi_difference_scatter_kernel"}
-# Compute in double what is a few numbers, sums that cancel, or boxes that are given in double.
+# Compute in double what is a few numbers, sums that cancel, or boxes that are given in double; the
+# losses of logits where a block that is alone finishes the loss.
 DOUBLE = {
     "finish_loss_kernel",
+    "adaptive_kernel",
+    "bounded_kernel",
+    "soft_targets_kernel",
     "cell_weights_kernel",
     "nearest_anchor_kernel",
     "correlation_kernel",
