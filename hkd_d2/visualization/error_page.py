@@ -35,8 +35,9 @@ figure { margin: 1rem 0; }
 .sheet { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; list-style: none; }
 .sheet figure { margin: 0; width: 8.25rem; }
 .sheet figcaption { font-size: .8rem; line-height: 1.3; }
-.key { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 .8em;
-  background: #666; border-width: 3px; border-style: solid; vertical-align: -.1em; }
+.key { white-space: nowrap; margin-right: 1em; }
+.key i { display: inline-block; width: .9em; height: .9em; margin-right: .3em; background: #666;
+  border: 3px solid; outline: 1px solid #444; vertical-align: -.1em; }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -294,7 +295,7 @@ def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
     parts = [
         "<p>"
         + " ".join(
-            f'<span class="key" style="border-color:{STYLES[what][0]}"></span>{text}'
+            f'<span class="key"><i style="border-color:{STYLES[what][0]}"></i>{text}</span>'
             for what, text in words.items()
         )
         + "</p>"

@@ -149,8 +149,8 @@ def crop_tile(
     )
     pen = ImageDraw.Draw(tile)
     layers = [("ignored", ignored), ("pedestrian", pedestrians), ("found", detections)]
-    thin = [(style, other, 1) for style, others in layers for other in others]
-    for style, (x, y, width, height), line in [*thin, (what, box, 2)]:
+    thin = [(style, other, 2) for style, others in layers for other in others]
+    for style, (x, y, width, height), line in [*thin, (what, box, 3)]:
         corners = np.array([x - left, y - top, x + width - left, y + height - top]) * scale
         # A dark rim keeps a box visible on a bright wall.
         pen.rectangle((*(corners[:2] - 1), *(corners[2:] + 1)), outline="black", width=line + 2)
