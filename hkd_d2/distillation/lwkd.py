@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hkd_d2.distillation.glyphs import draw_glyphs, train_classifier
-from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term
+from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term, order_in_class
 from hkd_d2.ops import kl_distillation_loss
 
 POOL = 256  # pictures of each class
@@ -103,8 +103,7 @@ class LWKD(Term):
     def draw(self, classes: torch.Tensor) -> torch.Tensor:
         """The next picture's logits for each of (R,) classes, (R, K + 1)."""
         one_hot = F.one_hot(classes, self.num_classes)
-        order = (one_hot.cumsum(0) * one_hot).sum(1) - 1  # of this row among those of its class
-        picture = (self.drawn[classes] + order) % POOL
+        picture = (self.drawn[classes] + order_in_class(one_hot)) % POOL
         self.drawn += one_hot.sum(0)
         return self.soft_targets[classes, picture]
 

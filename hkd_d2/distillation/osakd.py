@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term, one_of
+from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term, one_of, order_in_class
 from hkd_d2.ops import kl_distillation_loss
 
 LOSSES = ("kl", "mse")
@@ -103,7 +103,7 @@ class OSAKD(Term):
         known = (classes >= 0) & (classes < self.num_classes)
         one_hot = F.one_hot(classes.where(known, 0), self.num_classes) * known[:, None]
         total = one_hot.sum(0)
-        order = (one_hot.cumsum(0) * one_hot).sum(1) - 1  # of this row among those of its class
+        order = order_in_class(one_hot)
         # Of more than a class has room for, the last are kept.
         kept = known & (order >= (total - self.rows_a_class)[classes.where(known, 0)])
         start = self.written[classes.where(known, 0)]

@@ -210,6 +210,14 @@ def class_columns(
     return list(class_map)
 
 
+def order_in_class(one_hot: torch.Tensor) -> torch.Tensor:
+    """How many rows before it are of a row's class, (R,), from (R, K) classes of 0 and 1.
+
+    A row without a class has -1.
+    """
+    return (one_hot.cumsum(0) * one_hot).sum(1) - 1
+
+
 def one_of(key: str, value: str, known: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of ``known``; a ValueError names the config key otherwise."""
     if value not in known:
