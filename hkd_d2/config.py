@@ -204,6 +204,21 @@ def add_hkd_config(cfg: CN) -> None:
     # Learning rate of the discriminator, at the height of SOLVER's schedule.
     cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
 
+    # ------------------------------------------------------------------ HSAKD term
+    cfg.HKD.HSAKD = CN()
+    # Weight of the term, in both of its phases.
+    cfg.HKD.HSAKD.WEIGHT = 1.0
+    # Student's FPN levels with an auxiliary head; the teacher's are found by stride.
+    cfg.HKD.HSAKD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Temperature of both sides' joint probabilities.
+    cfg.HKD.HSAKD.TEMPERATURE = 3.0
+    # Turned images a step beside the upright one, drawn of 90, 180 and 270 degrees: 0 to 3.
+    cfg.HKD.HSAKD.TURNED = 1
+    # Iterations at the start in which the teacher's heads learn, and the student nothing of them.
+    cfg.HKD.HSAKD.TEACHER_ITERS = 1488
+    # Learning rate of the teacher's heads, at the height of SOLVER's schedule; without momentum.
+    cfg.HKD.HSAKD.TEACHER_LR = 0.05
+
     # ------------------------------------------------------------------ FGD term
     cfg.HKD.FGD = CN()
     # Weight of the term, on top of those of its parts.
@@ -308,6 +323,7 @@ import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.crosskd  # noqa: E402, F401
 import hkd_d2.distillation.fgd  # noqa: E402, F401
+import hkd_d2.distillation.hsakd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
 import hkd_d2.distillation.lwkd  # noqa: E402, F401
 import hkd_d2.distillation.mgd  # noqa: E402, F401
