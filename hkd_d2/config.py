@@ -216,8 +216,8 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.HSAKD.TURNED = 1
     # Iterations at the start in which the teacher's heads learn, and the student nothing of them.
     cfg.HKD.HSAKD.TEACHER_ITERS = 1488
-    # Learning rate of the teacher's heads, at the height of SOLVER's schedule; without momentum.
-    cfg.HKD.HSAKD.TEACHER_LR = 0.05
+    # Factor on SOLVER.BASE_LR for the teacher's heads, which learn without momentum.
+    cfg.HKD.HSAKD.TEACHER_LR_FACTOR = 5.0
 
     # ------------------------------------------------------------------ FGD term
     cfg.HKD.FGD = CN()
@@ -271,6 +271,34 @@ def add_hkd_config(cfg: CN) -> None:
     # cache) where MODEL.WEIGHTS is empty. A slim ResNet is cut from the full-width one of its depth
     # by channel slices.
     cfg.HKD.BACKBONE.PRETRAINED = False
+
+    # ------------------------------------------------------------------ pre-training of backbones
+    cfg.HKD.PRETRAINING = CN()
+    # How tools/pretrain_backbone.py trains: hsakd (teacher, then student) | hssakd (two peers, each
+    # from the other) | labels (the student alone).
+    cfg.HKD.PRETRAINING.METHOD = "hsakd"
+    # Teacher or peer: resnet18, resnet34, resnet50, with -0.5 for half the width, or wrn-40-2.
+    cfg.HKD.PRETRAINING.TEACHER = "resnet34"
+    # Student, named as TEACHER.
+    cfg.HKD.PRETRAINING.STUDENT = "resnet18"
+    # joint (body and branches at once) | frozen (the body first, then the branches on it).
+    cfg.HKD.PRETRAINING.TEACHER_TRAINING = "joint"
+    # Images: folder (train and val, one folder a class in each) | cifar10 | cifar100.
+    cfg.HKD.PRETRAINING.DATASET = "folder"
+    # Where they are; nothing is downloaded.
+    cfg.HKD.PRETRAINING.ROOT = ""
+    # Side length, pixels; images are squares, so that their turns fit into one batch.
+    cfg.HKD.PRETRAINING.IMAGE_SIZE = 224
+    # Images a step; each is seen in its four turns.
+    cfg.HKD.PRETRAINING.BATCH_SIZE = 256
+    # Passes over the images of every training: the teacher's, its branches' and the student's.
+    cfg.HKD.PRETRAINING.EPOCHS = 100
+    # Learning rate.
+    cfg.HKD.PRETRAINING.LR = 0.1
+    # Epochs after which it is a tenth of what it was.
+    cfg.HKD.PRETRAINING.DROPS = [30, 60, 90]
+    # Weight decay of every parameter.
+    cfg.HKD.PRETRAINING.WEIGHT_DECAY = 1e-4
 
     # ------------------------------------------------------------------ data
     cfg.HKD.DATA = CN()

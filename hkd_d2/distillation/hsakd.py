@@ -45,7 +45,8 @@ class HSAKD(Term):
     random states as they were. The turns come from a generator of the term's own, which is saved
     with the heads. Of both phases the value is returned, under the one weight: chance is the number
     of levels times ln 4 (K + 1) in the first. The teacher's heads are a parameter group of their
-    own, with ``TEACHER_LR`` and neither momentum nor decay, so that nothing moves them later.
+    own, of ``TEACHER_LR_FACTOR`` times the learning rate and neither momentum nor decay, so that
+    nothing moves them later.
 
     Raises:
         ValueError: an option out of range, a level that a network lacks, or a one-stage student.
@@ -61,7 +62,7 @@ class HSAKD(Term):
                 "The term 'hsakd' classifies the sampled boxes of a box head, and the student is "
                 "one-stage; drop 'hsakd' from HKD.TERMS."
             )
-        for name in ("TEMPERATURE", "TEACHER_LR"):
+        for name in ("TEMPERATURE", "TEACHER_LR_FACTOR"):
             if not node[name] > 0:
                 raise ValueError(f"HKD.HSAKD.{name} is {node[name]}; give a number above 0.")
         if node.TURNED not in range(TURNS):
@@ -72,7 +73,8 @@ class HSAKD(Term):
                 f"{cfg.SOLVER.MAX_ITER}; give fewer, so that the student learns from the heads."
             )
         self.temperature, self.turned = node.TEMPERATURE, node.TURNED
-        self.teacher_iters, self.teacher_lr = node.TEACHER_ITERS, node.TEACHER_LR
+        self.teacher_iters = node.TEACHER_ITERS
+        self.teacher_lr = node.TEACHER_LR_FACTOR * cfg.SOLVER.BASE_LR
         self.levels = matched_levels("HKD.HSAKD.LEVELS", node.LEVELS, student, teacher)
         self.resolution = student.pooler_resolution
         labels = TURNS * (student.num_classes + 1)

@@ -196,7 +196,7 @@ def test_turns_are_drawn_by_the_terms_own_generator_and_saved_with_it():
     "options, sentence",
     [
         ({"TEMPERATURE": 0.0}, "HKD.HSAKD.TEMPERATURE is 0.0"),
-        ({"TEACHER_LR": 0.0}, "HKD.HSAKD.TEACHER_LR is 0.0"),
+        ({"TEACHER_LR_FACTOR": 0.0}, "HKD.HSAKD.TEACHER_LR_FACTOR is 0.0"),
         ({"TURNED": 4}, "HKD.HSAKD.TURNED is 4; choose from 0, 1, 2, 3"),
         ({"TEACHER_ITERS": 20}, "TEACHER_ITERS is 20 and SOLVER.MAX_ITER 20; give fewer"),
         ({"LEVELS": ["p9"]}, "HKD.HSAKD.LEVELS names 'p9'"),
@@ -249,13 +249,13 @@ def test_weight_zero_equals_plain_detectron2_bit_for_bit(
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_teachers_heads_learn_in_their_phase_and_never_after(hsakd_cfg, build, optimizer):
     hsakd_cfg.HKD.SOLVER.OPTIMIZER = optimizer
-    hsakd_cfg.HKD.HSAKD.TEACHER_LR = 0.0123
+    hsakd_cfg.HKD.HSAKD.TEACHER_LR_FACTOR = 1.23
     hsakd_cfg.SOLVER.WEIGHT_DECAY = 0.1
     model = build(hsakd_cfg)
     check_terms(model)
     found = build_optimizer(hsakd_cfg, model)
     check_optimizer(model, found)
-    assert found.param_groups[-1]["lr"] == 0.0123
+    assert found.param_groups[-1]["lr"] == pytest.approx(0.0123)
     hsakd = model.terms["hsakd"]
     histories = {"teacher": [], "student": []}
     with EventStorage(0) as storage:
@@ -273,7 +273,7 @@ def test_the_teachers_heads_learn_in_their_phase_and_never_after(hsakd_cfg, buil
 
 
 def test_heads_learn_the_turns_then_the_student_the_heads(hsakd_cfg, build, tmp_path):
-    hsakd_cfg.HKD.HSAKD.update(TEACHER_ITERS=12, TURNED=3, TEACHER_LR=0.1)
+    hsakd_cfg.HKD.HSAKD.update(TEACHER_ITERS=12, TURNED=3)
     hsakd_cfg.HKD.HSAKD.LEVELS = ["p2", "p3"]
     model = build(hsakd_cfg)
     record, _ = steps(model, [make_batch()] * 20, lr=0.02)
