@@ -204,6 +204,21 @@ def add_hkd_config(cfg: CN) -> None:
     # Learning rate of the discriminator, at the height of SOLVER's schedule.
     cfg.HKD.LWKD.DISCRIMINATOR_LR = 0.001
 
+    # ------------------------------------------------------------------ HSAKD term
+    cfg.HKD.HSAKD = CN()
+    # Weight of the term, in both of its phases.
+    cfg.HKD.HSAKD.WEIGHT = 1.0
+    # Student's FPN levels with an auxiliary head; the teacher's are found by stride.
+    cfg.HKD.HSAKD.LEVELS = ["p2", "p3", "p4", "p5"]
+    # Temperature of both sides' joint probabilities.
+    cfg.HKD.HSAKD.TEMPERATURE = 3.0
+    # Turned images a step beside the upright one, drawn of 90, 180 and 270 degrees: 0 to 3.
+    cfg.HKD.HSAKD.TURNED = 1
+    # Iterations at the start in which the teacher's heads learn, and the student nothing of them.
+    cfg.HKD.HSAKD.TEACHER_ITERS = 1488
+    # Factor on SOLVER.BASE_LR for the teacher's heads, which learn without momentum.
+    cfg.HKD.HSAKD.TEACHER_LR_FACTOR = 5.0
+
     # ------------------------------------------------------------------ FGD term
     cfg.HKD.FGD = CN()
     # Weight of the term, on top of those of its parts.
@@ -257,6 +272,34 @@ def add_hkd_config(cfg: CN) -> None:
     # by channel slices.
     cfg.HKD.BACKBONE.PRETRAINED = False
 
+    # ------------------------------------------------------------------ pre-training of backbones
+    cfg.HKD.PRETRAINING = CN()
+    # How tools/pretrain_backbone.py trains: hsakd (teacher, then student) | hssakd (two peers, each
+    # from the other) | labels (the student alone).
+    cfg.HKD.PRETRAINING.METHOD = "hsakd"
+    # Teacher or peer: resnet18, resnet34, resnet50, with -0.5 for half the width, or wrn-40-2.
+    cfg.HKD.PRETRAINING.TEACHER = "resnet34"
+    # Student, named as TEACHER.
+    cfg.HKD.PRETRAINING.STUDENT = "resnet18"
+    # joint (body and branches at once) | frozen (the body first, then the branches on it).
+    cfg.HKD.PRETRAINING.TEACHER_TRAINING = "joint"
+    # Images: folder (train and val, one folder a class in each) | cifar10 | cifar100.
+    cfg.HKD.PRETRAINING.DATASET = "folder"
+    # Where they are; nothing is downloaded.
+    cfg.HKD.PRETRAINING.ROOT = ""
+    # Side length, pixels; images are squares, so that their turns fit into one batch.
+    cfg.HKD.PRETRAINING.IMAGE_SIZE = 224
+    # Images a step; each is seen in its four turns.
+    cfg.HKD.PRETRAINING.BATCH_SIZE = 256
+    # Passes over the images of every training: the teacher's, its branches' and the student's.
+    cfg.HKD.PRETRAINING.EPOCHS = 100
+    # Learning rate.
+    cfg.HKD.PRETRAINING.LR = 0.1
+    # Epochs after which it is a tenth of what it was.
+    cfg.HKD.PRETRAINING.DROPS = [30, 60, 90]
+    # Weight decay of every parameter.
+    cfg.HKD.PRETRAINING.WEIGHT_DECAY = 1e-4
+
     # ------------------------------------------------------------------ data
     cfg.HKD.DATA = CN()
     # Data sets to register, one list each: [name, "citypersons", root, split] with split train or
@@ -308,6 +351,7 @@ import hkd_d2.data.datasets  # noqa: E402, F401
 import hkd_d2.distillation.adl  # noqa: E402, F401
 import hkd_d2.distillation.crosskd  # noqa: E402, F401
 import hkd_d2.distillation.fgd  # noqa: E402, F401
+import hkd_d2.distillation.hsakd  # noqa: E402, F401
 import hkd_d2.distillation.logit  # noqa: E402, F401
 import hkd_d2.distillation.lwkd  # noqa: E402, F401
 import hkd_d2.distillation.mgd  # noqa: E402, F401

@@ -97,6 +97,9 @@ class DetectorPass:
         sampled (list[Instances] or None): a two-stage student's proposals sampled for training,
             labelled (``gt_classes``, ``gt_boxes``); on the teacher's side None.
         regions (RegionOutputs or None): both networks' outputs on the student's sampled boxes.
+        run_backbone (callable or None): features of other (N, 3, H, W) pixels, normalised as
+            ``images``, in the detector's own precision and memory format; running statistics and
+            random states stay as they were. With gradients on the student's side alone.
     """
 
     images: ImageList
@@ -106,3 +109,4 @@ class DetectorPass:
     proposals: list[Instances] | None = None
     sampled: list[Instances] | None = None
     regions: RegionOutputs | None = None
+    run_backbone: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None

@@ -154,6 +154,7 @@ class HKDDetector(nn.Module):
                 images=images,
                 features=student.backbone(images.tensor),
                 strides={n: s.stride for n, s in student.backbone.output_shape().items()},
+                run_backbone=self.run_backbone,
             )
         theirs = None
         if needs:
@@ -191,6 +192,16 @@ class HKDDetector(nn.Module):
                 losses[f"loss_hkd_{name}"] = term.zero(images.tensor)
         self._log(iteration, raw, losses, ours.features)
         return losses
+
+    def run_backbone(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The student's features of other normalised pixels, as if it had never seen them."""
+        backbone = self.student.backbone
+        before = [buffer.clone() for buffer in backbone.buffers()]
+        with forked_random_state():
+            features = backbone(pixels.contiguous(memory_format=self.memory_format))
+        for buffer, value in zip(backbone.buffers(), before, strict=True):
+            buffer.data.copy_(value)  # past autograd, which keeps them for a backward in eval mode
+        return features
 
     def _log(self, iteration, raw, losses, features) -> None:
         storage = get_event_storage()

@@ -115,10 +115,21 @@ class Teacher:
         Convolutions give their maps in the memory format of the images.
         """
         images = self.preprocess(batched_inputs, padded_size, memory_format)
+        run_backbone = partial(self.run_backbone, memory_format=memory_format)
+        return DetectorPass(
+            images=images,
+            features=run_backbone(images.tensor),
+            strides={name: s.stride for name, s in self.model.backbone.output_shape().items()},
+            run_backbone=run_backbone,
+        )
+
+    @torch.no_grad()
+    def run_backbone(
+        self, pixels: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> dict[str, torch.Tensor]:
+        """Features of normalised (N, 3, H, W) pixels."""
         with self._autocast():
-            features = self.model.backbone(images.tensor)
-        strides = {name: spec.stride for name, spec in self.model.backbone.output_shape().items()}
-        return DetectorPass(images=images, features=features, strides=strides)
+            return self.model.backbone(pixels.contiguous(memory_format=memory_format))
 
     @torch.no_grad()
     def advance(

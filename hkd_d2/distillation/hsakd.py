@@ -1,0 +1,185 @@
+"""HSAKD: what a network knows of classes and rotations together, level by level."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from hkd_d2.distillation.rotation import turn_boxes, turn_images
+from hkd_d2.distillation.term import (
+    FEATURES,
+    TERM_REGISTRY,
+    DetectorSpec,
+    Term,
+    matched_levels,
+)
+from hkd_d2.ops import kl_distillation_loss, multilevel_roi_align
+
+TURNS = 4  # of 90 degrees, the upright image among them
+SAMPLING_RATIO = 2
+
+
+@TERM_REGISTRY.register()
+class HSAKD(Term):
+    """Hierarchical self-supervision augmented distillation on regions (after arXiv 2107.13715).
+
+    An auxiliary head on every level of either network says of a pooled region which of the K
+    classes or background it is and by how many quarter turns the image was turned: one softmax over
+    4 (K + 1) joint labels 4 c + j. For the first ``TEACHER_ITERS`` iterations the teacher's heads
+    learn that from the labels, on the frozen teacher's features; from then on they stay as they are
+    and the student's heads, and through them the student, imitate them one to one:
+
+    .. math:: L_T = \\frac{1}{4} \\sum_{j, l} \\mathrm{CE}(q^T_l(t_j x), 4 c + j), \\qquad
+              L = \\frac{1}{4} \\sum_{j, l} \\tau^2\\, \\mathrm{KL}(q^T_l(t_j x) \\| q^S_l(t_j x))
+
+    as means over the boxes. So the paper and its code have it for the stages of a classifier
+    (winycg/HSAKD, 28c8dc2): the joint label space, one-to-one heads, their sum, tau 3, heads of a
+    frozen teacher trained first, a student without labels of its own in the joint space. Everything
+    that makes it serve a detector is ours: FPN levels for stages, every one pooled for every box;
+    the student's sampled boxes, background as a class of its own, since four turns alone would be
+    all that a pedestrian's label has; and fewer turns. The upright image's features are there
+    anyway; of the other three turns ``TURNED`` are drawn, each of which costs both networks another
+    pass of the backbone, and their mean stands for the mean of all three.
+
+    Images turn with their padding, boxes exactly. A turned pass leaves running statistics and
+    random states as they were. The turns come from a generator of the term's own, which is saved
+    with the heads. Of both phases the value is returned, under the one weight: chance is the number
+    of levels times ln 4 (K + 1) in the first. The teacher's heads are a parameter group of their
+    own, of ``TEACHER_LR_FACTOR`` times the learning rate and neither momentum nor decay, so that
+    nothing moves them later.
+
+    Raises:
+        ValueError: an option out of range, a level that a network lacks, or a one-stage student.
+    """
+
+    needs = frozenset({FEATURES})
+
+    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+        super().__init__(cfg)
+        node = cfg.HKD.HSAKD
+        if student.one_stage:
+            raise ValueError(
+                "The term 'hsakd' classifies the sampled boxes of a box head, and the student is "
+                "one-stage; drop 'hsakd' from HKD.TERMS."
+            )
+        for name in ("TEMPERATURE", "TEACHER_LR_FACTOR"):
+            if not node[name] > 0:
+                raise ValueError(f"HKD.HSAKD.{name} is {node[name]}; give a number above 0.")
+        if node.TURNED not in range(TURNS):
+            raise ValueError(f"HKD.HSAKD.TURNED is {node.TURNED}; choose from 0, 1, 2, 3.")
+        if not 0 <= node.TEACHER_ITERS < cfg.SOLVER.MAX_ITER:
+            raise ValueError(
+                f"HKD.HSAKD.TEACHER_ITERS is {node.TEACHER_ITERS} and SOLVER.MAX_ITER "
+                f"{cfg.SOLVER.MAX_ITER}; give fewer, so that the student learns from the heads."
+            )
+        self.temperature, self.turned = node.TEMPERATURE, node.TURNED
+        self.teacher_iters = node.TEACHER_ITERS
+        self.teacher_lr = node.TEACHER_LR_FACTOR * cfg.SOLVER.BASE_LR
+        self.levels = matched_levels("HKD.HSAKD.LEVELS", node.LEVELS, student, teacher)
+        self.resolution = student.pooler_resolution
+        labels = TURNS * (student.num_classes + 1)
+        self.student_heads, self.teacher_heads = (
+            nn.ModuleList(
+                auxiliary_head(spec.levels[pair[side]].channels, labels) for pair in self.levels
+            )
+            for side, spec in enumerate((student, teacher))
+        )
+        self.num_classes = student.num_classes
+        self.generator = torch.Generator().manual_seed(max(cfg.SEED, 0))
+
+    def get_extra_state(self):
+        return self.generator.get_state()
+
+    def set_extra_state(self, state):
+        self.generator.set_state(state.cpu())
+
+    def parameter_groups(self):
+        # A gradient of 0 then is a step of 0, for SGD and for AdamW.
+        still = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
+        return [{"params": list(self.teacher_heads.parameters()), "lr": self.teacher_lr, **still}]
+
+    def forward(self, student, teacher, targets):
+        # Every parameter has a gradient in either phase.
+        zero = self.zero(student.features[self.levels[0][0]])
+        drawn = torch.randperm(TURNS - 1, generator=self.generator)[: self.turned] + 1
+        boxes = [x.proposal_boxes.tensor for x in student.sampled]
+        if sum(map(len, boxes)) == 0:
+            return zero
+        if get_event_storage().iter < self.teacher_iters:
+            classes = torch.cat([x.gt_classes for x in student.sampled])
+            return zero + self.mean_over_turns(
+                drawn, lambda j: self.teachers_loss(teacher, boxes, classes, j)
+            )
+        return zero + self.mean_over_turns(
+            drawn, lambda j: self.students_loss(student, teacher, boxes, j)
+        )
+
+    def mean_over_turns(self, drawn: torch.Tensor, loss) -> torch.Tensor:
+        """The mean of ``loss(j)`` over the four turns, those that were not drawn taken as alike."""
+        if len(drawn) == 0:
+            return loss(0)
+        return (loss(0) + (TURNS - 1) * sum(loss(j) for j in drawn.tolist()) / len(drawn)) / TURNS
+
+    def teachers_loss(self, teacher, boxes, classes, turns):
+        """Cross-entropy of the teacher's heads with the joint labels, summed over levels."""
+        counted = (classes >= 0) & (classes <= self.num_classes)
+        labels = (TURNS * classes + turns).where(counted, -1)
+        pooled = self.pool(teacher, 1, boxes, turns)
+        logits = [head(x.detach()) for head, x in zip(self.teacher_heads, pooled, strict=True)]
+        losses = [
+            F.cross_entropy(x.float(), labels, ignore_index=-1, reduction="sum") for x in logits
+        ]
+        return sum(losses) / counted.sum().clamp(min=1)
+
+    def students_loss(self, student, teacher, boxes, turns):
+        """Divergence of the student's heads from the teacher's, summed over levels."""
+        with torch.no_grad():
+            theirs = [
+                head(x)
+                for head, x in zip(
+                    self.teacher_heads, self.pool(teacher, 1, boxes, turns), strict=True
+                )
+            ]
+        ours = [
+            head(x)
+            for head, x in zip(self.student_heads, self.pool(student, 0, boxes, turns), strict=True)
+        ]
+        return sum(
+            kl_distillation_loss(x.float(), y.float(), temperature=self.temperature)
+            for x, y in zip(ours, theirs, strict=True)
+        )
+
+    def pool(self, network, side: int, boxes, turns: int) -> list[torch.Tensor]:
+        """Every box from each level of a network (side 0 student, 1 teacher): (R, C, P, P) float32.
+
+        Args:
+            boxes (list[Tensor]): (R_n, 4) in the upright images.
+        """
+        features, pixels = network.features, network.images.tensor
+        if turns:
+            features = network.run_backbone(turn_images(pixels, turns))
+            boxes = [turn_boxes(b, turns, tuple(pixels.shape[-2:])) for b in boxes]
+        names = [pair[side] for pair in self.levels]
+        return [
+            multilevel_roi_align(
+                [features[name]],
+                boxes,
+                strides=[network.strides[name]],
+                output_size=self.resolution,
+                sampling_ratio=SAMPLING_RATIO,
+            ).float()
+            for name in names
+        ]
+
+
+def auxiliary_head(channels: int, labels: int) -> nn.Sequential:
+    """Logits (R, labels) of pooled regions (R, channels, P, P); two convolutions, without batches.
+
+    The paper copies the later stages of the network into each head; a level of an FPN has none.
+    """
+    layers = []
+    for _ in range(2):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels)]
+        layers += [nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, labels)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,1 @@
+"""Pre-training of backbones by classification: HSAKD and its online form HSSAKD."""
