@@ -91,7 +91,7 @@ def test_same_name_other_content(config, coco_file):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are citypersons, coco"),
+        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are coco, citypersons"),
         (["x", "coco", "a"], "an entry is .*not"),
         (["x", "coco", "a", 3], "an entry is .*not"),
         ("x", "an entry is .*not x"),

@@ -4,10 +4,14 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .citypersons import SPLITS, load_citypersons
+from . import citypersons
 from .coco import load_coco
 
-_LOADERS = {"citypersons": load_citypersons, "coco": load_coco}
+# The formats that are a root folder with splits: the splits and load(root, split). One class,
+# pedestrian, in each.
+FOLDERS = {
+    "citypersons": (citypersons.SPLITS, citypersons.load_citypersons),
+}
 
 
 def register_datasets(cfg) -> None:
@@ -20,17 +24,19 @@ def register_datasets(cfg) -> None:
     for entry in cfg.HKD.DATA.REGISTER:
         if not isinstance(entry, (list, tuple)) or [type(v) for v in entry] != [str] * 4:
             raise ValueError(
-                f"HKD.DATA.REGISTER: an entry is [name, 'citypersons', root, split] or "
-                f"[name, 'coco', annotation file, image root], not {entry}."
+                f"HKD.DATA.REGISTER: an entry is [name, 'coco', annotation file, image root] or "
+                f"[name, format, root, split] with a format out of {', '.join(FOLDERS)}, "
+                f"not {entry}."
             )
         register_dataset(*entry)
 
 
 def register_builtin_datasets() -> None:
-    """Register citypersons_train and citypersons_val under ``$DETECTRON2_DATASETS/citypersons``."""
-    root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "citypersons")
-    for split in SPLITS:
-        register_dataset(f"citypersons_{split}", "citypersons", root, split)
+    """Register ``<format>_<split>`` under ``$DETECTRON2_DATASETS/<format>``, as citypersons_val."""
+    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
+    for form, (splits, _) in FOLDERS.items():
+        for split in splits:
+            register_dataset(f"{form}_{split}", form, os.path.join(datasets, form), split)
 
 
 def register_dataset(name: str, form: str, source: str, part: str) -> None:
@@ -38,17 +44,17 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
 
     Args:
         name: name for DATASETS.TRAIN and DATASETS.TEST.
-        form: "citypersons" or "coco".
-        source: root folder (citypersons) or annotation file (coco).
-        part: split (citypersons) or image folder (coco).
+        form: "coco" or a key of :data:`FOLDERS`.
+        source: annotation file (coco) or root folder (the others).
+        part: image folder (coco) or split (the others).
 
     Raises:
         ValueError: an unknown form, or a name that is already taken by another data set.
     """
-    if form not in _LOADERS:
+    if form not in ("coco", *FOLDERS):
         raise ValueError(
             f"HKD.DATA.REGISTER: data set '{name}' has the unknown format '{form}'; known are "
-            f"{', '.join(_LOADERS)}."
+            f"coco, {', '.join(FOLDERS)}."
         )
     source = _absolute(source)
     if form == "coco":
@@ -63,12 +69,13 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
             )
         return
     metadata = MetadataCatalog.get(name).set(evaluator_type="pedestrian", hkd_entry=entry)
-    if form == "citypersons":
-        metadata.set(thing_classes=["pedestrian"])
-        DatasetCatalog.register(name, lambda: load_citypersons(source, part))
-    else:
+    if form == "coco":
         metadata.set(json_file=source, image_root=part)
         DatasetCatalog.register(name, lambda: load_coco(source, part, name))
+    else:
+        load = FOLDERS[form][1]
+        metadata.set(thing_classes=["pedestrian"])
+        DatasetCatalog.register(name, lambda: load(source, part))
 
 
 def check_records(name: str) -> list[dict]:
