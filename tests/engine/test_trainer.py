@@ -97,7 +97,11 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
     )
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(trainable, tmp_path):
+@pytest.mark.parametrize("terms", [["pyramid", "region", "logit"], ["hsakd"]])
+def test_a_resumed_run_equals_the_uninterrupted_one(trainable, tmp_path, terms):
+    trainable.HKD.TERMS = terms
+    # Resumed in the first phase; the second one starts a step later.
+    trainable.HKD.HSAKD.TEACHER_ITERS = 4
     # Data order and sampling are drawn anew by a resumed process, as in Detectron2: pictures that
     # are all alike and heads that sample every box take both out of the comparison.
     annotations = tmp_path / "data/annotations.json"
