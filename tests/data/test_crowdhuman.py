@@ -1,4 +1,5 @@
 import pytest
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image
 from small_datasets import person, write_crowdhuman, write_text
@@ -42,13 +43,15 @@ def test_rows(tmp_path):
     assert records[1]["annotations"] == []
 
 
-def test_image_size_is_as_detectron2_reads_it(tmp_path):
+def test_image_size_is_as_detectron2_reads_it(tmp_path, draw):
     write_crowdhuman(tmp_path, "val", {"1,a": []})
     turned = Image.Exif()
     turned[0x0112] = 6  # a camera held upright
     Image.new("RGB", (80, 50)).save(tmp_path / "Images" / "1,a.jpg", exif=turned)
     (record,) = load_crowdhuman(str(tmp_path), "val")
     assert (record["height"], record["width"]) == (80, 50)
+    assert read_image(record["file_name"]).shape == (80, 50, 3)
+    assert draw("crowdhuman", tmp_path, "val")["pedestrian"] == 0
     (tmp_path / "Images" / "1,a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="The image '.*1,a.jpg' cannot be read"):
         load_crowdhuman(str(tmp_path), "val")

@@ -41,9 +41,9 @@ def test_damaged_files(tmp_path):
     refused(
         cut, r"line 14: '\(Xmin, Ymin\).*' is expected, not 'Bounding box for object 2.* : \(91,'"
     )
-    refused(text.replace("50, 90", "50, x"), "line 8: .*is expected")
-    refused(text.replace("50, 90", "5, 90"), "line 8: .*negative width")
-    refused(text.replace("21, 31", "321, 31").replace("50, 90", "350, 90"), "line 8: .*no area")
+    refused(text.replace("50, 90", "50, x"), "line 9: .*is expected")
+    refused(text.replace("50, 90", "5, 90"), "line 9: .*negative width")
+    refused(text.replace("21, 31", "321, 31").replace("50, 90", "350, 90"), "line 9: .*no area")
     refused(text.replace("Image size", "Size"), "no PASCAL annotation of version 1.00")
     refused("", "no PASCAL annotation of version 1.00")
     # The number before the labels is not relied on.
