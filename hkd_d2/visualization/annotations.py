@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .detections import DPI, draw_box
 
@@ -102,7 +102,7 @@ def plot_samples(records: list[dict], path: str | os.PathLike, title: str = "") 
                 f"{record['file_name']}: no such image; put it there or correct the image folder."
             )
         with Image.open(record["file_name"]) as file:
-            image = np.asarray(file.convert("RGB"))
+            image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         if image.shape[:2] != (record["height"], record["width"]):
             raise ValueError(
                 f"{record['file_name']}: the image is {image.shape[1]}x{image.shape[0]} and the "
