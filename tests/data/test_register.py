@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from types import SimpleNamespace
@@ -7,7 +8,12 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from hkd_d2.config import add_hkd_config
-from hkd_d2.data.datasets import check_records, register_builtin_datasets, register_datasets
+from hkd_d2.data.datasets import (
+    check_records,
+    register,
+    register_builtin_datasets,
+    register_datasets,
+)
 
 
 @pytest.fixture
@@ -86,6 +92,23 @@ def test_same_name_other_content(config, coco_file):
         ValueError, match="the name 'coco_2017_val' already stands for another data"
     ):
         register_datasets(config(["coco_2017_val", "coco", str(coco_file), "b"]))
+
+
+def test_the_collector_rests_while_rows_are_made(config, monkeypatch):
+    seen = []
+
+    def load(root, split):
+        seen.append(gc.isenabled())
+        if split == "val":
+            raise ValueError("damaged")
+        return []
+
+    monkeypatch.setitem(register.FOLDERS, "citypersons", (("train", "val"), load))
+    register_datasets(config(["a", "citypersons", "/", "train"], ["b", "citypersons", "/", "val"]))
+    assert gc.isenabled() and DatasetCatalog.get("a") == [] and gc.isenabled()
+    with pytest.raises(ValueError, match="damaged"):
+        DatasetCatalog.get("b")
+    assert gc.isenabled() and seen == [False, False]
 
 
 @pytest.mark.parametrize(

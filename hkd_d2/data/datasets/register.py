@@ -1,5 +1,6 @@
 """Registration of data sets in Detectron2's catalogs."""
 
+import gc
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -78,11 +79,11 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
     metadata = MetadataCatalog.get(name).set(evaluator_type="pedestrian", hkd_entry=entry)
     if form == "coco":
         metadata.set(json_file=source, image_root=part)
-        DatasetCatalog.register(name, lambda: load_coco(source, part, name))
+        DatasetCatalog.register(name, lambda: _load(load_coco, source, part, name))
     else:
         load = FOLDERS[form][1]
         metadata.set(thing_classes=["pedestrian"])
-        DatasetCatalog.register(name, lambda: load(source, part))
+        DatasetCatalog.register(name, lambda: _load(load, source, part))
 
 
 def check_records(name: str) -> list[dict]:
@@ -103,6 +104,21 @@ def check_records(name: str) -> list[dict]:
     if not records:
         raise ValueError(f"DATASETS: '{name}' has no images.")
     return records
+
+
+def _load(load, *args) -> list[dict]:
+    """``load(*args)`` without the garbage collector.
+
+    It would look again and again at all the rows there are, none of which is garbage: of 435,000
+    rows the collector takes two thirds of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return load(*args)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _absolute(path: str) -> str:
