@@ -15,7 +15,7 @@ def test_rows(tmp_path):
     children = [
         child("pedestrian", 20, 30.5, 50, 90.5, "occluded>40", "truncated>10", "skating"),
         child("pedestrian", 100, 30, 110, 60, "sitting-lying"),
-        child("pedestrian", 100, 30, 110, 60, "behind-glass", "occluded>10"),
+        child("pedestrian", 100, 30, 110, 60, "behind-glass", "occluded>10", "occluded>40"),
         child("rider", 60, 20, 90, 80, "truncated>80", children=[bicycle, companion]),
         child("person-group-far-away", 1, 2, 9, 9),
         child("rider+vehicle-group-far-away", 1, 2, 9, 9),
@@ -49,7 +49,7 @@ def test_rows(tmp_path):
     assert [(row["occlusion"], row["truncation"]) for row in rows[:4]] == [
         (40, 10),
         (0, 0),
-        (10, 0),
+        (40, 0),
         (0, 80),
     ]
     assert rows[3]["vis_ratio"] == pytest.approx(0.2)
