@@ -21,7 +21,7 @@ from .records import check_images_exist, check_split, make_annotation, read_line
 SPLITS = ("train", "train_half", "val_half")
 
 PEDESTRIAN, CROWD = 1, 13
-CLASSES = range(1, 14)
+CLASSES = frozenset(range(1, 14))
 
 
 def load_mot(
@@ -122,9 +122,11 @@ def _read_rows(
         where = f"{path}: line {i}"
         try:
             frame, _, x, y, w, h, flag, label, visibility = (float(v) for v in line.split(","))
-            if frame not in range(1, length + 1) or flag not in (0, 1) or label not in CLASSES:
+            if int(frame) != frame or not 1 <= frame <= length:
                 raise ValueError
-        except ValueError:
+            if flag not in (0, 1) or label not in CLASSES:
+                raise ValueError
+        except (ValueError, OverflowError):
             raise ValueError(
                 f"{where}: 'frame,track,x,y,w,h,flag,class,visibility' is expected, with a frame "
                 f"up to {length}, a flag 0 or 1 and a class 1 to 13, not '{line}'; if "
