@@ -65,9 +65,9 @@ def write_citypersons(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def cache_home(monkeypatch, tmp_path):
+def cache_folder(monkeypatch, tmp_path):
     """Nothing of a test stays in the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HKD_D2_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def test_each_header_is_read_once(folder, cache_home, headers_read):
+def test_each_header_is_read_once(folder, cache_folder, headers_read):
     assert image_sizes(str(folder), ["b.jpg", "a.jpg"], "x") == [(40, 50), (20, 30)]
     assert image_sizes(str(folder), ["a.jpg", "c.png", "b.jpg"], "x") == [
         (20, 30),
@@ -35,9 +35,7 @@ def test_each_header_is_read_once(folder, cache_home, headers_read):
     ]
     assert image_sizes(str(folder), ["c.png"], "x") == [(7, 9)]
     assert sorted(headers_read) == ["a.jpg", "b.jpg", "c.png"]
-    assert (
-        len(list((cache_home / "hkd_d2").iterdir())) == 1
-    )  # no file is left over from the writing
+    assert len(list(cache_folder.iterdir())) == 1  # no file is left over from the writing
 
 
 def test_a_changed_image_is_read_again(folder, headers_read):
@@ -54,12 +52,14 @@ def test_a_changed_image_is_read_again(folder, headers_read):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"a.jpg": 3}', '{"a.jpg": [1, 2, 3]}', '{"a.jpg": [1, 2, 3, "4"]}', "\xff"],
+    ["", "[]", "\xff", '{"a.jpg": 3}', '{"a.jpg": STAMP, 20]}', '{"a.jpg": STAMP, 20, "30"]}'],
 )
-def test_a_damaged_file_costs_the_reading(folder, cache_home, headers_read, content):
+def test_a_damaged_file_costs_the_reading(folder, cache_folder, headers_read, content):
     image_sizes(str(folder), ["a.jpg"], "x")
-    (file,) = (cache_home / "hkd_d2").iterdir()
-    file.write_text(content, encoding="latin-1")
+    (file,) = cache_folder.iterdir()
+    status = os.stat(folder / "a.jpg")
+    stamp = f"[{status.st_size}, {status.st_mtime_ns}"
+    file.write_text(content.replace("STAMP", stamp), encoding="latin-1")
     assert image_sizes(str(folder), ["a.jpg"], "x") == [(20, 30)]
     assert image_sizes(str(folder), ["a.jpg"], "x") == [(20, 30)]
     assert headers_read == ["a.jpg"] * 2
@@ -68,14 +68,16 @@ def test_a_damaged_file_costs_the_reading(folder, cache_home, headers_read, cont
 
 def test_nowhere_to_write(folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("HKD_D2_CACHE", str(tmp_path / "file"))
     assert image_sizes(str(folder), ["a.jpg"], "x") == [(20, 30)]
 
 
-def test_folders_of_one_name(folder, tmp_path):
+def test_folders_of_one_name(folder, tmp_path, headers_read):
     write_image(tmp_path / "other" / "images" / "a.jpg", (1, 2))
-    image_sizes(str(folder), ["a.jpg"], "x")
-    assert image_sizes(str(tmp_path / "other" / "images"), ["a.jpg"], "x") == [(1, 2)]
+    for _ in range(2):
+        assert image_sizes(str(folder), ["a.jpg"], "x") == [(20, 30)]
+        assert image_sizes(str(tmp_path / "other" / "images"), ["a.jpg"], "x") == [(1, 2)]
+    assert headers_read == ["a.jpg"] * 2
 
 
 def test_missing_and_broken_images(folder):

@@ -1,8 +1,8 @@
 """Sizes of images, for annotations that do not state them: read once, then remembered.
 
 A header is read in a moment, but there may be tens of thousands on a slow disk, before every run.
-``$XDG_CACHE_HOME/hkd_d2`` (``~/.cache/hkd_d2`` without that variable) has one JSON file for each
-folder of images. An entry holds as long as the image has the same length and time of change.
+``$HKD_D2_CACHE`` (``~/.cache/hkd_d2`` without that variable) has one JSON file for each folder of
+images. An entry holds as long as the image has the same length and time of change.
 Whatever is wrong with the file, or with writing it, only costs the reading.
 """
 
@@ -52,9 +52,9 @@ def _stamp(path: str) -> list[int]:
 
 
 def _cache_file(folder: str) -> str:
-    home = os.getenv("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    home = os.getenv("HKD_D2_CACHE") or os.path.join("~", ".cache", "hkd_d2")
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
-    return os.path.join(home, "hkd_d2", f"image_sizes_{digest}.json")
+    return os.path.join(os.path.expanduser(home), f"image_sizes_{digest}.json")
 
 
 def _read(folder: str) -> dict[str, list[int]]:
