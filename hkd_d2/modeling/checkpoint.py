@@ -1,5 +1,6 @@
 """Read and write checkpoints: a student's file is a plain Detectron2 checkpoint of the student."""
 
+import hashlib
 import os
 import pickle
 
@@ -133,6 +134,19 @@ class StudentCheckpointer(DetectionCheckpointer):
         data = data.get("blobs", data)
         weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a model's state: names, dtypes, shapes and values, in the order of names.
+
+    It tells weights apart, not files: the same weights have one in any format.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
