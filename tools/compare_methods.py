@@ -139,7 +139,7 @@ class Results:
             "device": self.everything[0].runs[0].config.MODEL.DEVICE,
             "torch": torch.__version__,
             "teachers": teachers,
-            "configs": {c.name: c.config_file.read_text() for c in self.everything},
+            "configs": {c.name: c.description for c in self.everything},
             "rows": rows,
             "costs": costs,
         }
@@ -196,7 +196,7 @@ class Results:
         return {
             c.name: known[c.name]
             for c in self.everything
-            if c.name in known and known[c.name]["config"] == c.config_file.read_text()
+            if c.name in known and known[c.name]["config"] == c.description
         }
 
     def measure_costs(self, chosen: list[Contender], again: bool) -> None:
@@ -219,7 +219,7 @@ class Results:
             print(f"  {contender.name}: ", end="", flush=True)
             cost = measure_cost(contender, str(trained[0].weights))
             print(f"step {cost['step']:.2f} x, memory {cost['memory']:.2f} x", flush=True)
-            costs[contender.name] = {**cost, "config": contender.config_file.read_text()}
+            costs[contender.name] = {**cost, "config": contender.description}
             (self.args.output / "costs.json").write_text(json.dumps(costs, indent=1))
 
 
