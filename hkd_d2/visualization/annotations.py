@@ -60,12 +60,12 @@ def draw_annotations(axes: Axes, image: np.ndarray, rows: list[dict]) -> None:
     axes.imshow(image, interpolation="lanczos")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     axes.set(xticks=[], yticks=[])
-    for row in rows:
-        if _has_visible_part(row):
-            draw_box(axes, _corners(row["vis_bbox"]), *ROLES["visible part"], width=0.8)
-    # Pedestrians last, on top of the regions that hold them.
+    # Pedestrians on top of the regions that hold them.
     for row in sorted(rows, key=lambda row: row_role(row) == "pedestrian"):
         draw_box(axes, _corners(row["bbox"]), *ROLES[row_role(row)], width=1.3)
+    # On top of all: most of their edges lie on those of the whole box.
+    for row in filter(_has_visible_part, rows):
+        draw_box(axes, _corners(row["vis_bbox"]), *ROLES["visible part"], width=0.8)
 
 
 def plot_samples(records: list[dict], path: str | os.PathLike, title: str = "") -> dict[str, int]:

@@ -64,6 +64,13 @@ def write_citypersons(tmp_path):
     return write
 
 
+@pytest.fixture(autouse=True)
+def cache_home(monkeypatch, tmp_path):
+    """Nothing of a test stays in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def visualize():
     """main of tools/visualize_data.py; the data sets that it registers are forgotten afterwards."""

@@ -51,7 +51,8 @@ def test_every_role_has_its_colour_and_dashes():
         ("#E69F00", "-.", 69.5, 19.5, 20, 50),
         ("#CC79A7", ":", -0.5, -0.5, 120, 30),
     }
-    assert to_hex(axes.patches[-1].get_edgecolor()).upper() == ROLES["pedestrian"][0]  # on top
+    order = [to_hex(p.get_edgecolor()).upper() for p in axes.patches]
+    assert order == [ROLES[r][0] for r in ("ignored", "crowd", *["pedestrian"] * 2, "visible part")]
 
 
 def test_picture_and_counts(records, tmp_path, monkeypatch):

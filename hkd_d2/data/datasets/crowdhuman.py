@@ -16,7 +16,8 @@ arXiv:1805.00123, 2018.
 import json
 import os
 
-from .records import check_split, image_sizes, make_annotation, read_lines
+from .image_sizes import image_sizes
+from .records import check_split, make_annotation, read_lines
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 
@@ -74,14 +75,15 @@ def load_crowdhuman(root: str, split: str, *, check_images: bool = True) -> list
     if not images:
         raise ValueError(f"{path}: the file is empty; fetch it again.")
 
-    files = [os.path.join(root, "Images", f"{name}.jpg") for name in images]
+    folder, names = os.path.join(root, "Images"), [f"{name}.jpg" for name in images]
+    sizes = image_sizes(folder, names, path)
     records = []
-    for i, (file, size, rows) in enumerate(
-        zip(files, image_sizes(files, path), images.values(), strict=True), start=1
+    for i, (name, size, rows) in enumerate(
+        zip(names, sizes, images.values(), strict=True), start=1
     ):
         records.append(
             {
-                "file_name": file,
+                "file_name": os.path.join(folder, name),
                 "image_id": i,
                 "height": size[0],
                 "width": size[1],

@@ -23,11 +23,8 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
 import json
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.structures import BoxMode
-
-from ..image_files import image_size
 
 
 def read_json(path: str):
@@ -163,20 +160,6 @@ def check_images_exist(records: list[dict], source: str) -> None:
             f"{source}: {len(missing)} of {len(records)} images are missing, the first is "
             f"{missing[0]}; put the images there or correct the image folder."
         )
-
-
-def image_sizes(paths: list[str], source: str) -> list[tuple[int, int]]:
-    """(height, width) of each image from its header, for annotations that do not state it.
-
-    ``source`` names the annotations in messages.
-
-    Raises:
-        FileNotFoundError: images are missing.
-        ValueError: a file is no image.
-    """
-    check_images_exist([{"file_name": path} for path in paths], source)
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(image_size, paths))
 
 
 def _is_finite(value) -> bool:

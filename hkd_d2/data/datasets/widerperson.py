@@ -12,7 +12,8 @@ Wild, IEEE Transactions on Multimedia, 2019 (arXiv:1909.12118).
 
 import os
 
-from .records import check_split, image_sizes, make_annotation, read_lines
+from .image_sizes import image_sizes
+from .records import check_split, make_annotation, read_lines
 
 # The annotations of test are not public. In train and val pedestrians alone count, in the others
 # riders and partially visible persons too.
@@ -54,15 +55,14 @@ def load_widerperson(root: str, split: str, *, check_images: bool = True) -> lis
     if not names:
         raise ValueError(f"{path}: the list of images is empty; fetch it again.")
 
-    files = [os.path.join(root, "Images", f"{name}.jpg") for name in names]
+    folder = os.path.join(root, "Images")
+    sizes = image_sizes(folder, [f"{name}.jpg" for name in names], path)
     records = []
-    for i, (name, file, size) in enumerate(
-        zip(names, files, image_sizes(files, path), strict=True), start=1
-    ):
+    for i, (name, size) in enumerate(zip(names, sizes, strict=True), start=1):
         annotations = os.path.join(root, "Annotations", f"{name}.jpg.txt")
         records.append(
             {
-                "file_name": file,
+                "file_name": os.path.join(folder, f"{name}.jpg"),
                 "image_id": i,
                 "height": size[0],
                 "width": size[1],
