@@ -8,6 +8,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from small_datasets import SAMPLES
 
+from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import load_coco
 from hkd_d2.data.datasets.register import FOLDERS
 
@@ -120,3 +121,14 @@ def test_checker_finds_what_is_missing(sample, capsys):
     assert f"{split}: UNUSABLE: " in out and "the first is " in out
     if form in PUBLISHED:
         assert f"2  DIFFERS from the published {PUBLISHED[form]}" in out
+
+
+def test_training_sees_objects_and_ignored_rows(sample):
+    form, root, split, load = sample
+    mapper = PedestrianMapper(
+        True, augmentations=[], image_format="BGR", min_height=50, min_visibility=0.0
+    )
+    first, second = (mapper(record)["instances"] for record in load(str(root), split))
+    assert first.gt_boxes.tensor.tolist() == [[20, 30, 50, 90], [90, 30, 120, 90]]
+    assert first.gt_classes.tolist() == [0, 0 if form == "pennfudan" else -1]
+    assert len(second) == 0
