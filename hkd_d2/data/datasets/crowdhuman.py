@@ -21,8 +21,8 @@ from .records import check_split, make_annotation, read_lines
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 
-# Images: arXiv:1805.00123. Rows: a public count of annotation_train.odgt, 80,017,502 bytes long; not
-# our own.
+# Images: arXiv:1805.00123. Rows: a public count, not ours, of annotation_train.odgt of 80,017,502
+# bytes.
 PUBLISHED = {
     "train": {"images": 15000, "rows": 438792, "pedestrians": 339565},
     "val": {"images": 4370},
