@@ -63,6 +63,14 @@ def load_eurocity(root: str, split: str, *, check_images: bool = True) -> list[d
             f"{labels}: no file <city>/*.json; unpack the labels there, under the folder that has "
             "day and night."
         )
+    records = _read_frames(labels, images, paths)
+    if check_images:
+        check_images_exist(records, labels)
+    return records
+
+
+def _read_frames(labels: str, images: str, paths: list[str]) -> list[dict]:
+    """Records of the label files ``paths`` below ``labels``; their images lie below ``images``."""
     records = []
     for i, path in enumerate(paths, start=1):
         frame = read_json(path)
@@ -84,8 +92,6 @@ def load_eurocity(root: str, split: str, *, check_images: bool = True) -> list[d
                 "annotations": _read_children(frame, path + ": ", size),
             }
         )
-    if check_images:
-        check_images_exist(records, labels)
     return records
 
 

@@ -50,8 +50,16 @@ def load_mot(
         ValueError: an unknown split, or a damaged file; the message names file and line.
     """
     check_split(name, SPLITS, root, split)
+    records = _read_sequences(_sequences(os.path.join(root, "train")), split, distractors)
+    if check_images:
+        check_images_exist(records, os.path.join(root, "train"))
+    return records
+
+
+def _read_sequences(folders: list[str], split: str, distractors: set[int]) -> list[dict]:
+    """Records of the frames that ``split`` has of each sequence."""
     records, image_id = [], 0
-    for folder in _sequences(os.path.join(root, "train")):
+    for folder in folders:
         images, suffix, size, length = _read_info(os.path.join(folder, "seqinfo.ini"))
         rows = _read_rows(os.path.join(folder, "gt", "gt.txt"), length, size, distractors)
         half = length // 2 + 1
@@ -69,8 +77,6 @@ def load_mot(
                 }
             )
         image_id += length
-    if check_images:
-        check_images_exist(records, os.path.join(root, "train"))
     return records
 
 
