@@ -1,8 +1,12 @@
 """Writers of small data sets in the form that each has on disk; the images are plain pictures."""
 
+import io
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
+import scipy.io
 from PIL import Image
 
 
@@ -94,6 +98,93 @@ def write_pennfudan(root: Path, images: dict[str, list[tuple]]) -> None:
         write_text(root / "Annotation" / f"{name}.txt", *lines)
 
 
+def jpeg(grey: int, size: tuple[int, int]) -> bytes:
+    """A JPEG file of one grey, of ``size`` (height, width)."""
+    content = io.BytesIO()
+    Image.new("L", size[::-1], grey).save(content, "JPEG")
+    return content.getvalue()
+
+
+def write_seq(
+    path: Path, frames: list[bytes], gap=16, form=102, stated=None, size=(480, 640)
+) -> None:
+    """A Norpix sequence of JPEG ``frames``; ``gap`` bytes follow each, 16 or 8."""
+    header = struct.pack("<I", 0xFEED) + "Norpix seq\0\0".encode("utf-16-le")
+    header += struct.pack("<iI", 3, 1024) + "a description".encode("utf-16-le").ljust(512, b"\0")
+    height, width = size
+    length = len(frames) if stated is None else stated
+    pixels = height * width
+    header += struct.pack("<9Id", width, height, 8, 8, pixels, form, length, 0, pixels + 512, 30.0)
+    content = header.ljust(1024, b"\0")
+    for i, frame in enumerate(frames):
+        time = struct.pack("<IH", 1000 + i, 33)
+        content += struct.pack("<I", len(frame) + 4) + frame + time.ljust(gap, b"\0")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def write_vbb(path: Path, length: int, labels: list[str], rows: dict[int, list[tuple]]) -> None:
+    """Annotations of a video; ``rows``: (id, pos, posv) by frame, all counted from 1."""
+    fields = [(name, object) for name in ("id", "pos", "occl", "lock", "posv")]
+    frames = np.empty((1, length), dtype=object)
+    for frame in range(1, length + 1):
+        objects = rows.get(frame, [])
+        if not objects:
+            frames[0, frame - 1] = np.zeros((0, 0))
+            continue
+        cell = np.empty((1, len(objects)), dtype=fields)
+        for i, (number, pos, posv) in enumerate(objects):
+            pos, posv = np.array([pos], dtype=float), np.array([posv], dtype=float)
+            cell[0, i] = (float(number), pos, float(posv.any()), 0.0, posv)
+        frames[0, frame - 1] = cell
+    names = np.empty((1, len(labels)), dtype=object)
+    names[0, :] = labels
+    ones = np.ones((1, len(labels)))
+    content = {
+        "nFrame": float(length),
+        "objLists": frames,
+        "maxObj": float(len(labels)),
+        "objInit": ones,
+        "objLbl": names,
+        "objStr": ones,
+        "objEnd": length * ones,
+        "objHide": 0 * ones,
+        "altered": 0.0,
+        "log": np.zeros((1, 1)),
+        "logLen": 1.0,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as f:
+        scipy.io.savemat(f, {"A": content, "vers": 1.4})
+
+
+def write_bbgt(path: Path, *rows: str) -> None:
+    """A bbGt text file."""
+    write_text(path, "% bbGt version=3", *rows)
+
+
+def write_caltech_new(root: Path, split: str, images: dict[str, list[str]]) -> None:
+    """New annotations and frames; ``images``: rows by setXX_VYYY_IZZZZZ."""
+    folder = {
+        "train_new": "anno_train_1xnew",
+        "train10x_new": "anno_train10x_alignedby_RotatedFilters",
+        "test_new": "anno_test_1xnew",
+    }[split]
+    ending = ".txt" if split == "train10x_new" else ".jpg.txt"
+    for stem, rows in images.items():
+        write_image(root / "images" / f"{stem}.jpg", (480, 640))
+        write_bbgt(root / "annotations" / folder / f"{stem}{ending}", *rows)
+
+
+def write_kaist(root: Path, images: dict[str, list[str]]) -> None:
+    """Original annotations, images and list of the test set; ``images``: rows by frame."""
+    for name, rows in images.items():
+        folder, frame = name.rsplit("/", 1)
+        write_image(root / "images" / folder / "visible" / f"{frame}.jpg", (512, 640))
+        write_bbgt(root / "annotations" / folder / f"{frame}.txt", *rows)
+    write_text(root / "imageSets" / "test-all-20.txt", *images)
+
+
 def person(x, y, w, h, **row) -> dict:
     """A row of CrowdHuman, half of it visible."""
     return {
@@ -117,6 +208,33 @@ def child(identity, x0, y0, x1, y1, *tags, children=()) -> dict:
 # two rows in the first: [20, 30, 30, 60], which counts, and [90, 30, 30, 60], which is ignored but
 # in Penn-Fudan.
 SAMPLES = {
+    "caltech": (
+        lambda root: write_caltech_new(
+            root,
+            "test_new",
+            {
+                "set06_V000_I00029": [
+                    "person 21 31 30 60 0 0 0 0 0 0 0",
+                    "ignore 91 31 30 60 0 0 0 0 0 1 0",
+                ],
+                "set06_V000_I00059": [],
+            },
+        ),
+        "test_new",
+    ),
+    "kaist": (
+        lambda root: write_kaist(
+            root,
+            {
+                "set06/V000/I00019": [
+                    "person 20 30 30 60 1 0 0 0 0 0 0",
+                    "cyclist 90 30 30 60 0 0 0 0 0 0 0",
+                ],
+                "set06/V000/I00039": [],
+            },
+        ),
+        "test_original",
+    ),
     "crowdhuman": (
         lambda root: write_crowdhuman(
             root,

@@ -104,9 +104,8 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 prepare(root, split)
             except (ValueError, OSError) as error:
-                print(f"{split}: UNUSABLE: {error}")
+                print(f"{split}: could not be prepared: {error}")
                 usable = False
-                continue
         records = check_split(args.format, root, split)
         usable = records is not None and check_images(records, split) and usable
         if args.write_coco and records is not None:

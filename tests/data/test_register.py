@@ -57,7 +57,7 @@ def test_builtin_names(monkeypatch):
     assert MetadataCatalog.get("citypersons_val").hkd_entry == ("citypersons", root, "val")
     register_builtin_datasets()  # again
     monkeypatch.setenv("DETECTRON2_DATASETS", "/elsewhere")
-    with pytest.raises(ValueError, match="'citypersons_train' already stands for"):
+    with pytest.raises(ValueError, match="'caltech_train' already stands for"):
         register_builtin_datasets()
 
 
@@ -114,7 +114,7 @@ def test_the_collector_rests_while_rows_are_made(config, monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are coco, citypersons"),
+        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are coco, caltech"),
         (["x", "coco", "a"], "an entry is .*not"),
         (["x", "coco", "a", 3], "an entry is .*not"),
         ("x", "an entry is .*not x"),

@@ -6,6 +6,9 @@ from detectron2.data import MetadataCatalog
 
 from .records import check_images_exist, make_annotation, read_json
 
+# How much of a body is hidden, where a benchmark says it in steps of its own (see records.py).
+HIDDEN = ("occlusion", "truncation")
+
 
 def read_coco(json_file: str) -> dict:
     """Read a COCO JSON file as it is.
@@ -32,7 +35,8 @@ def load_coco(
 
     Beyond COCO's keys an image may name its file ``im_name`` instead of ``file_name``, and an
     annotation may carry ``ignore`` (default: ``iscrowd``), ``vis_bbox`` and ``vis_ratio`` (default:
-    from ``vis_bbox``, else 1.0). Segmentations and keypoints are not read.
+    from ``vis_bbox``, else 1.0), ``occlusion`` and ``truncation`` (int). Segmentations and
+    keypoints are not read.
 
     The categories become the classes 0, 1, ... in the order of their ids. A file in which every
     annotation has category_id 1 has that one class, as CityPersons' evaluation files do: they list
@@ -109,6 +113,9 @@ def load_coco(
             vis_bbox=row.get("vis_bbox"),
             vis_ratio=row.get("vis_ratio"),
         )
+        for key in HIDDEN:
+            if key in row:
+                annotation[key] = _get(row, key, int, where)
         record["annotations"].append(annotation)
 
     records = list(records.values())
@@ -145,6 +152,7 @@ def to_coco(records: list[dict], root: str) -> dict:
                     **boxes,
                     "height": boxes["bbox"][3],
                     "vis_ratio": _whole(float(f"{row['vis_ratio']:.12g}")),
+                    **{key: row[key] for key in HIDDEN if key in row},
                 }
             )
     images = [

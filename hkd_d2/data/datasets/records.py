@@ -16,6 +16,7 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
   - ``vis_bbox`` (list[float], where the file has it): visible part, [x, y, w, h]; all zero where
     nothing is known of it
   - ``label`` (int or str, where the file has it): the file's own class
+  - ``occlusion`` (int, KAIST only): 0 none, 1 partial, 2 heavy
   - ``occlusion``, ``truncation`` (int, EuroCity Persons only): at least so many percent of the body
     are hidden, or outside the image; 0, 10, 40 or 80
 """
