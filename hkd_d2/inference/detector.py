@@ -144,9 +144,7 @@ def load_detector(
         raise ValueError(f"The backend is '{backend}'; choose from {', '.join(BACKENDS)}.")
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' does not exist; give an existing file.")
-    for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; give a number from 0 to 1.")
+    check_thresholds(score_threshold=score_threshold, nms_threshold=nms_threshold)
     if backend == "onnx":
         from .onnx_backend import OnnxDetector
 
@@ -167,3 +165,10 @@ def load_detector(
         class_names=class_names,
     )
     return TorchDetector(model, metadata, batch_size)
+
+
+def check_thresholds(**thresholds: float | None) -> None:
+    """Raise ValueError for one that is given and not a number from 0 to 1."""
+    for name, value in thresholds.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; give a number from 0 to 1.")

@@ -18,7 +18,7 @@ from hkd_d2.config import add_hkd_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
 from hkd_d2.modeling.stages import check_detector
 
-from .detector import Detector
+from .detector import Detector, check_thresholds
 
 
 class TorchDetector(Detector):
@@ -69,6 +69,7 @@ def build_detector(
     Raises:
         FileNotFoundError, ValueError: see :func:`load_detector`.
     """
+    check_thresholds(score_threshold=score_threshold, nms_threshold=nms_threshold)
     cfg = load_config(weights, config_file)
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; only RGB and BGR are served.")

@@ -17,7 +17,7 @@ class StudentCheckpointer(DetectionCheckpointer):
     The key ``model`` holds the student's own state, so the student's plain config reads the file;
     the trainable state of the distillation terms stands beside it under ``hkd``. Files are read
     without executing code from them: tensors and plain containers from ``.pth``, numpy arrays and
-    plain containers from a model zoo's ``.pkl``.
+    plain containers from a model zoo's ``.pkl``, tensors alone from ``.safetensors``.
 
     Args:
         model (nn.Module): a detector, a :class:`HKDDetector`, or either in DDP.
@@ -125,6 +125,8 @@ class StudentCheckpointer(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename):
+        if filename.endswith(".safetensors"):
+            return {"model": _read_safetensors(filename)}
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         with PathManager.open(filename, "rb") as f:
@@ -134,6 +136,20 @@ class StudentCheckpointer(DetectionCheckpointer):
         data = data.get("blobs", data)
         weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_safetensors(filename):
+    try:
+        import safetensors
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Safetensors files need safetensors; install it with: pip install safetensors"
+        ) from error
+    try:
+        return load_file(filename)
+    except safetensors.SafetensorError as error:
+        raise pickle.UnpicklingError(str(error)) from error  # see load
 
 
 def weights_sha256(model: nn.Module) -> str:
