@@ -18,18 +18,11 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import argparse  # noqa: E402
-import logging  # noqa: E402
 import sys  # noqa: E402
-import warnings  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-# Newer PyTorch comments on how Detectron2 uses it.
-warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
+import hkd_d2._quiet  # noqa: E402, F401  isort: skip
 from tqdm import tqdm  # noqa: E402
 
 from hkd_d2.inference import load_detector  # noqa: E402
