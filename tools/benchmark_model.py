@@ -10,27 +10,20 @@ decoded images to boxes. Peak memory is that of a process of its own for each mo
 results.json, results.md and accuracy_latency.png. Let nothing else run meanwhile.
 """
 
+import hkd_d2._quiet  # noqa: F401  isort: skip
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse
 import datetime
 import json
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
-# Newer PyTorch comments on how Detectron2 uses it.
-warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+import torch
 
-import torch  # noqa: E402
-
-from hkd_d2.benchmark.measure import commit, device_name  # noqa: E402
-from hkd_d2.benchmark.models import (  # noqa: E402
+from hkd_d2.benchmark.measure import commit, device_name
+from hkd_d2.benchmark.models import (
     SETUPS,
     format_table,
     peak_memory,
@@ -40,13 +33,13 @@ from hkd_d2.benchmark.models import (  # noqa: E402
     time_detectors,
     weigh_detectors,
 )
-from hkd_d2.benchmark.peak_memory import load_for_timing  # noqa: E402
-from hkd_d2.data.datasets import check_records  # noqa: E402
-from hkd_d2.data.datasets.register import FOLDERS, register_dataset  # noqa: E402
-from hkd_d2.evaluation import MISSING_POINTS  # noqa: E402
-from hkd_d2.inference import read_image  # noqa: E402
-from hkd_d2.inference.arguments import named_configs, named_models  # noqa: E402
-from hkd_d2.inference.images import resized_shape  # noqa: E402
+from hkd_d2.benchmark.peak_memory import load_for_timing
+from hkd_d2.data.datasets import check_records
+from hkd_d2.data.datasets.register import FOLDERS, register_dataset
+from hkd_d2.evaluation import MISSING_POINTS
+from hkd_d2.inference import read_image
+from hkd_d2.inference.arguments import named_configs, named_models
+from hkd_d2.inference.images import resized_shape
 
 TIMED_IMAGES = 32
 
