@@ -15,9 +15,10 @@ from hkd_d2.evaluation.miss_rate import PEDESTRIAN
 from hkd_d2.inference import Detector
 from hkd_d2.modeling.summary import count_flops, count_parameters
 
-# Ours. Rounds before those that count, and seconds between two detectors: a runtime's threads wait
-# for more work in a loop for a while, and would slow down the next one.
-WARM_UP = 3
+# Ours. Rounds before those that count: Detectron2's scripted functions are compiled again in some
+# of the first calls, which then take a second. And seconds between two detectors: a runtime's
+# threads wait for more work in a loop for a while, and would slow down the next one.
+WARM_UP = 10
 PAUSE = 0.1
 SETUPS = ("Reasonable", "Reasonable_occ=heavy", "All")
 
