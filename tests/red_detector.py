@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from hkd_d2.inference import Detections, Detector
+from hkd_d2.inference.images import as_array
 
 
 class RedDetector(Detector):
@@ -18,7 +19,7 @@ class RedDetector(Detector):
 
     def detect(self, images):
         self.images += images
-        return [self._find(image) for image in images]
+        return [self._find(as_array(image)) for image in images]
 
     def _find(self, image):
         rows, columns = np.nonzero((image[..., 0] > 150) & (image[..., 1:] < 100).all(axis=-1))

@@ -27,6 +27,7 @@ from tqdm import tqdm  # noqa: E402
 
 from hkd_d2.inference import load_detector  # noqa: E402
 from hkd_d2.inference.annotate import annotate  # noqa: E402
+from hkd_d2.inference.arguments import named_configs, named_models  # noqa: E402
 from hkd_d2.inference.detector import BACKENDS  # noqa: E402
 from hkd_d2.inference.sources import find_sources  # noqa: E402
 
@@ -64,28 +65,8 @@ def parse_args(argv):
 
 
 def load_detectors(args) -> dict:
-    """The models by name; one without NAME is named as its file."""
-    files = {}
-    for text in args.model:
-        name, sign, file = text.partition("=")
-        if not sign or os.path.exists(text):  # a file whose own name has the sign
-            name, file = Path(text).stem, text
-        if not name or not file or "/" in name:
-            raise ValueError(f"--model {text}: give NAME=FILE with a name without '/'.")
-        if name in files:
-            raise ValueError(f"Two models are named '{name}'; name them by --model NAME=FILE.")
-        files[name] = file
-    configs = {}
-    for text in args.config_file or []:
-        name, sign, file = text.partition("=")
-        if not sign and len(files) == 1:
-            name, file = next(iter(files)), text
-        if name not in files:
-            raise ValueError(
-                f"--config-file {text}: give NAME=FILE with the name of a model: "
-                f"{', '.join(files)}."
-            )
-        configs[name] = file
+    files = named_models(args.model)
+    configs = named_configs(args.config_file or [], list(files))
     return {
         name: load_detector(
             file, args.backend, config_file=configs.get(name), device=args.device, batch_size=1

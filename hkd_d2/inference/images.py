@@ -28,6 +28,10 @@ _TRANSPOSE = {
 }
 
 
+class ImageTooLarge(ValueError):
+    """An image beyond the bounds, which may well be whole."""
+
+
 def read_image(
     source: str | Path | bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
@@ -46,7 +50,8 @@ def read_image(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, too large, cut short, or damaged.
+        ImageTooLarge: a ValueError, too many bytes or pixels.
+        ValueError: another format, cut short, or damaged.
     """
     if isinstance(source, bytes):
         name, size = "The image", len(source)
@@ -56,7 +61,7 @@ def read_image(
             raise FileNotFoundError(f"{name} does not exist; give an existing file.")
         size = os.path.getsize(source)
     if size > max_bytes:
-        raise ValueError(f"{name} has {size} bytes and at most {max_bytes} are read; shrink it.")
+        raise ImageTooLarge(f"{name} has {size} bytes and at most {max_bytes} are read; shrink it.")
     if not isinstance(source, bytes):
         source = Path(source).read_bytes()
     # Whatever a decoder throws at damaged bytes is the image's fault, and Pillow throws many kinds.
@@ -71,7 +76,7 @@ def read_image(
         ) from error
     with image:
         if image.width * image.height > max_pixels:
-            raise ValueError(
+            raise ImageTooLarge(
                 f"{name} is {image.width}x{image.height} pixels and at most {max_pixels} pixels "
                 "are decoded; shrink it."
             )

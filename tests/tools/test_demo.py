@@ -74,7 +74,7 @@ def test_all_well(main, models, capsys):
         (["--model", "{teacher}", "--threshold", "2"], "--threshold is 2.0; give a number"),
         (["--model", "{teacher}", "--max-frames", "0"], "--max-frames is 0; give 1 or more"),
         (["--model", "{teacher}", "--model", "{teacher}"], "Two models are named 'teacher'"),
-        (["--model", "={teacher}"], "give NAME=FILE"),
+        (["--model", "={teacher}"], "give a model as NAME=FILE"),
         (["--model", "a/b={teacher}"], "a name without '/'"),
         (["--model", "{teacher}", "--config-file", "x=c.yaml"], "the name of a model: teacher"),
         (["--model", "{student}"], "config.yaml' does not exist; give config_file"),
