@@ -302,8 +302,8 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ data
     cfg.HKD.DATA = CN()
-    # Data sets to register, one list each: [name, "citypersons", root, split] with split train or
-    # val, or [name, "coco", annotation file, image root].
+    # Data sets to register, one list each: [name, "coco", annotation file, image root], or [name,
+    # format, root, split] with a format and a split of docs/data.md, as "citypersons" and "val".
     cfg.HKD.DATA.REGISTER = []
     # Pedestrians under this height (pixels of the original image) are ignored in training.
     cfg.HKD.DATA.MIN_HEIGHT = 50

@@ -8,9 +8,11 @@ from detectron2.config import CfgNode
 
 from hkd_d2.comparison.runs import (
     CONFIGS,
+    ROOT,
     TEACHER_SEED,
     Run,
     flatten,
+    idle_terms,
     read_config,
     street_options,
 )
@@ -92,6 +94,11 @@ class Contender:
         """Whether the others of the section are measured by it: labels alone, no distillation."""
         return not self.terms and self.pool is None
 
+    @property
+    def description(self) -> str:
+        """The config file's text, the same wherever the repository stands."""
+        return self.config_file.read_text().replace(f"{ROOT}/", "")
+
 
 def find_methods() -> dict[str, Path]:
     """The config file of each method by name: configs/methods, and HKD with several weights."""
@@ -136,9 +143,9 @@ def find_family(config_file: Path) -> Family:
 def overlay(config_file: Path, family: Family, iterations: int) -> dict:
     """What a method changes of the family's small student, as nested nodes.
 
-    That is its ``HKD`` node, and ``SOLVER.CLIP_GRADIENTS`` where it clips. Its levels become the
-    small student's of the same place among those of the head. Warm-ups and stops, counted in
-    iterations, shrink with the run.
+    That is its ``HKD`` node but for idle terms, and ``SOLVER.CLIP_GRADIENTS`` where it clips. Its
+    levels become the small student's of the same place among those of the head. Warm-ups and
+    stops, counted in iterations, shrink with the run.
     """
     student = read_config(family.config_file("student"), [])
     method = read_config(config_file, [])
@@ -156,11 +163,12 @@ def overlay(config_file: Path, family: Family, iterations: int) -> dict:
         return list(value) if isinstance(value, tuple) else value
 
     before, after = flatten(student.HKD), flatten(method.HKD)
+    idle = idle_terms(method.HKD.TERMS)
     changes = {"HKD": {}}
     if method.MODEL.META_ARCHITECTURE == "HKDDetector":
         changes["MODEL"] = {"META_ARCHITECTURE": "HKDDetector"}
     for key, value in after.items():
-        if not key.startswith(DETECTORS_OWN):
+        if not key.startswith((*DETECTORS_OWN, *idle)):
             value = adapt(key, value)
             if key not in before or before[key] != value:
                 put(changes["HKD"], key, value)

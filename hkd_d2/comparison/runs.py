@@ -102,6 +102,9 @@ class Run:
         if not (self.seconds() and self.weights.is_file()):
             return None
         then, now = without_idle_terms(read_json(self.record)["settings"]), self.settings()
+        for settings in (then, now):  # where the repository stands decides nothing
+            file = settings["HKD.TEACHER.CONFIG_FILE"]
+            settings["HKD.TEACHER.CONFIG_FILE"] = file.rsplit(f"{CONFIGS.name}/", 1)[-1]
         defaults = json.loads(json.dumps(flatten(default_config())))
         missing = object()
         keys = sorted(then.keys() | now.keys())
@@ -127,9 +130,14 @@ class Run:
 
 def without_idle_terms(settings: dict) -> dict:
     """Flat settings without the nodes of terms that ``HKD.TERMS`` does not name."""
-    active = {name.upper() for name in settings["HKD.TERMS"]}
-    idle = tuple(f"HKD.{n.upper()}." for n, _ in TERM_REGISTRY if n.upper() not in active)
+    idle = tuple(f"HKD.{node}" for node in idle_terms(settings["HKD.TERMS"]))
     return {key: value for key, value in settings.items() if not key.startswith(idle)}
+
+
+def idle_terms(active: list[str]) -> list[str]:
+    """The nodes, such as "PYRAMID.", of the terms that ``active`` does not name."""
+    names = {name.upper() for name in active}
+    return [f"{name.upper()}." for name, _ in TERM_REGISTRY if name.upper() not in names]
 
 
 def train(

@@ -83,6 +83,15 @@ def test_levels_and_iterations_are_the_small_students(method):
     assert changes["SOLVER"]["CLIP_GRADIENTS"]["CLIP_VALUE"] == 3.0
 
 
+def test_terms_that_are_not_named_change_nothing(method):
+    """Numbers of iterations of an idle term would shrink with the run as well."""
+    file = method("hkd_citypersons.yaml", HKD={"TERMS": ["adl"], "HSAKD": {"TEACHER_ITERS": 800}})
+    assert overlay(file, TWO_STAGE, 450)["HKD"].keys() == {"TERMS", "TEACHER"}
+    # 5952 iterations become 450: 1488, a quarter, becomes 112.
+    file = CONFIGS / "methods" / "hsakd.yaml"
+    assert overlay(file, TWO_STAGE, 450)["HKD"]["HSAKD"]["TEACHER_ITERS"] == 112
+
+
 def test_contenders_differ_by_their_method_alone(tmp_path):
     (tmp_path / "streets").mkdir()
     chosen = choose_methods(["hkd_citypersons", "adl"])
@@ -126,6 +135,22 @@ def test_another_place_of_the_pool_changes_nothing(tmp_path):
     pool.write_text("another")
     after = run.settings()
     assert {k for k in after if after[k] != before[k]} == {"the teacher's detections (0)"}
+
+
+def test_where_the_repository_stands_changes_nothing(tmp_path):
+    (tmp_path / "streets").mkdir()
+    (tmp_path / "streets" / "streets.json").write_text("{}")
+    contender = plan_contenders(choose_methods(["pkd"]), [0], tmp_path, tmp_path, 5)[1]
+    assert "configs/quickstart/teacher.yaml" in contender.description
+    assert str(CONFIGS) not in contender.description
+    run = contender.runs[0]
+    run.folder.mkdir(parents=True)
+    run.weights.touch()
+    settings = run.settings()
+    for place, changed in (("/other/configs/quickstart/teacher", []), ("mine", ["teacher"])):
+        settings["HKD.TEACHER.CONFIG_FILE"] = f"{place}.yaml"
+        run.record.write_text(json.dumps({"settings": settings, "seconds": 1.0}))
+        assert run.changed() == (changed and ["HKD.TEACHER.CONFIG_FILE"])
 
 
 def test_row_of_a_run(tmp_path):

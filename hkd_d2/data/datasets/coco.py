@@ -122,6 +122,48 @@ def load_coco(
     return records
 
 
+def to_coco(records: list[dict], root: str) -> dict:
+    """Records as the content of a COCO JSON file that :func:`load_coco` and evaluation read.
+
+    For data of the one class pedestrian. Ids of annotations are 1, 2, ... in row order; images are
+    named relative to the folder ``root``; whole numbers are written as such, and ``vis_ratio`` with
+    twelve significant digits, as the official evaluation files have them.
+    """
+    annotations = []
+    for record in records:
+        for row in record["annotations"]:
+            boxes = {
+                key: [_whole(v) for v in row[key]] for key in ("bbox", "vis_bbox") if key in row
+            }
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": 1,
+                    "iscrowd": row["iscrowd"],
+                    "ignore": row["ignore"],
+                    **boxes,
+                    "height": boxes["bbox"][3],
+                    "vis_ratio": _whole(float(f"{row['vis_ratio']:.12g}")),
+                }
+            )
+    images = [
+        {
+            "id": r["image_id"],
+            "file_name": os.path.relpath(r["file_name"], root).replace(os.sep, "/"),
+            "height": r["height"],
+            "width": r["width"],
+        }
+        for r in records
+    ]
+    categories = [{"id": 1, "name": "pedestrian"}]
+    return {"categories": categories, "images": images, "annotations": annotations}
+
+
+def _whole(value: float):
+    return int(value) if value == int(value) else value
+
+
 def _get(row, key: str, kind: type, where: str):
     value = row.get(key) if isinstance(row, dict) else None
     if not isinstance(value, kind):

@@ -4,13 +4,20 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from . import citypersons
+from . import citypersons, crowdhuman, eurocity, mot17, mot20, pennfudan, widerperson
 from .coco import load_coco
 
-# The formats that are a root folder with splits: the splits and load(root, split). One class,
-# pedestrian, in each.
+# The formats that are a root folder with splits: the splits and load(root, split, *, check_images).
+# One class, pedestrian, in each. tools/prepare_data.py looks in the loader's module for what a
+# format may have besides: PUBLISHED, FORMS, prepare(root, split), to_coco(records).
 FOLDERS = {
     "citypersons": (citypersons.SPLITS, citypersons.load_citypersons),
+    "crowdhuman": (crowdhuman.SPLITS, crowdhuman.load_crowdhuman),
+    "eurocity": (eurocity.SPLITS, eurocity.load_eurocity),
+    "mot17": (mot17.SPLITS, mot17.load_mot17),
+    "mot20": (mot20.SPLITS, mot20.load_mot20),
+    "pennfudan": (pennfudan.SPLITS, pennfudan.load_pennfudan),
+    "widerperson": (widerperson.SPLITS, widerperson.load_widerperson),
 }
 
 
