@@ -86,7 +86,7 @@ def test_far_images_are_suppressed_as_near_ones():
 
     In float32 a box of the last lies at some 512 * 4000 = 2e6, where numbers are 0.125 apart.
     """
-    # A hundred pairs apart from each other, moved sideways by d: IoU (100 - d) / (100 + d), which is
+    # A hundred pairs far from each other, moved sideways by d: IoU (100 - d) / (100 + d), which is
     # 0.7 at d = 17.647.
     corner = torch.stack([torch.arange(100) % 10, torch.arange(100) // 10], dim=1) * 400.0
     first = torch.cat([corner, corner + 100], dim=1)
