@@ -9,6 +9,7 @@ A folder with model.onnx, model.pt2, model.ts, model.safetensors as asked for, c
 model_card.md. A file is there only if it found what the weights find under Detectron2.
 """
 
+import hkd_d2._quiet  # noqa: F401  isort: skip
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse

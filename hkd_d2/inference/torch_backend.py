@@ -93,7 +93,10 @@ def build_detector(
 
 
 def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
-    """Read the config of a detector; nothing in the file can run code.
+    """Read the config of a detector.
+
+    Nothing in the file can run code, so YAML that computes, as Detectron2's own Base-RetinaNet.yaml
+    does, is refused; what a run writes as ``config.yaml`` is plain.
 
     Raises:
         FileNotFoundError: no such file, or none beside the weights.
@@ -111,7 +114,10 @@ def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except (YAMLError, KeyError, AssertionError, ValueError) as error:
         reason = str(error).strip("'\"").splitlines()[0]
-        raise ValueError(f"'{path}' is no config of a detector ({reason}).") from error
+        raise ValueError(
+            f"'{path}' is no config of a detector ({reason}); give the config.yaml that its "
+            "training run wrote."
+        ) from error
     return cfg
 
 

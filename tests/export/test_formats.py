@@ -10,13 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 
 import hkd_d2
+from hkd_d2.config import add_hkd_config
 from hkd_d2.export.formats import METADATA_FILE, Shape, detector_graph, export, load_exported
 from hkd_d2.export.verification import GraphDetector, verify
-from hkd_d2.inference.torch_backend import TorchDetector, build_detector
+from hkd_d2.inference.torch_backend import TorchDetector, build_detector, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,3 +240,23 @@ def test_parts_without_a_counterpart_are_refused():
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
     with pytest.raises(ValueError, match="pooler is a RoIPool and export knows ROIAlign"):
         detector_graph(build_model(cfg))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["student_citypersons", "student_mobilenetv3_citypersons"])
+def test_the_large_configs_leave_as_onnx(name, tmp_path):
+    """At half of their resolution, with random weights."""
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / f"{name}.yaml"))
+    cfg.MODEL.DEVICE, cfg.HKD.BACKBONE.PRETRAINED, cfg.MODEL.WEIGHTS = "cpu", False, ""
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 512, 1024
+    torch.manual_seed(11)
+    model = build_model(cfg).eval().requires_grad_(False)
+    for parameter in model.roi_heads.box_predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    metadata = describe(cfg, model)
+    export(model, metadata, tmp_path / "model.onnx", "onnx", Shape())
+    exported = hkd_d2.load_detector(tmp_path / "model.onnx")
+    result = verify(TorchDetector(model, metadata), exported, images(((512, 1024), (400, 640))))
+    assert result["detections"] > 20

@@ -86,15 +86,20 @@ def test_far_images_are_suppressed_as_near_ones():
 
     In float32 a box of the last lies at some 512 * 4000 = 2e6, where numbers are 0.125 apart.
     """
-    boxes = random_boxes(1, 200, extent=4000.0)
-    # Pairs whose IoU lies close about the threshold.
-    boxes[:, 1::2] = boxes[:, ::2] + torch.linspace(0.0, 8.0, 100)[None, :, None]
+    # A hundred pairs far from each other, moved sideways by d: IoU (100 - d) / (100 + d), which is
+    # 0.7 at d = 17.647.
+    corner = torch.stack([torch.arange(100) % 10, torch.arange(100) // 10], dim=1) * 400.0
+    first = torch.cat([corner, corner + 100], dim=1)
+    second = (
+        first + torch.tensor([1.0, 0, 1, 0]) * (17.647 + torch.linspace(-0.1, 0.1, 100))[:, None]
+    )
+    boxes = torch.stack([first, second], dim=1).reshape(1, 200, 4)
     scores = torch.rand(1, 200).expand(64, -1)
     groups = torch.full((64, 200), 7)
     every = by_group(scores, torch.ones(64, 200, dtype=torch.bool), groups, 8)
     kept = keep_by_nms(boxes.expand(64, -1, -1).contiguous(), every, 0.7)
     wanted = batched_nms(boxes[0], scores[0], groups[0] * 0, 0.7)
-    assert 100 < len(wanted) < 200
+    assert 130 < len(wanted) < 170
     for row in kept:
         assert row.nonzero().squeeze(1).tolist() == sorted(wanted.tolist())
 
