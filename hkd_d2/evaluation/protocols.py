@@ -174,7 +174,7 @@ class Protocol:
             lines.append("pedestrians of images without any detection: do not count")
         exact = "" if self.reference_fppi == ROUNDED_FPPI else ", not rounded"
         lines.append(f"reference points: nine from FPPI 0.01 to 1{exact}")
-        lines.append(f"missing reference points: {self.missing_point}")
+        lines.append(f"missing reference points: {MISSING_POINTS[self.missing_point]}")
         if self.miss_floor:
             lines.append(f"smallest miss in the mean: {self.miss_floor:g}")
         return lines

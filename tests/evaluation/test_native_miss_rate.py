@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_bits import assert_same_bits
 
 import hkd_d2
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, load_detections, load_ground_truth
@@ -35,24 +36,6 @@ def person(number, image, box, vis=1.0, category=1, **more):
 
 def found(image, box, score, category=1):
     return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
-
-
-def assert_same_bits(*args, **kwargs):
-    with np.errstate(all="ignore"):
-        native = evaluate_miss_rate(*args, impl="native", **kwargs)
-        reference = evaluate_miss_rate(*args, impl="reference", **kwargs)
-    assert list(native) == list(reference)
-    for name, expected in reference.items():
-        result = native[name]
-        assert result.setup == expected.setup
-        for field in ("num_ground_truth", "num_detections"):
-            assert getattr(result, field) == getattr(expected, field)
-        for field in ("scores", "fppi", "miss", "reference_miss"):
-            ours, theirs = getattr(result, field), getattr(expected, field)
-            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-            assert ours.tobytes() == theirs.tobytes(), (name, field)
-        assert np.float64(result.miss_rate).tobytes() == np.float64(expected.miss_rate).tobytes()
-    return native
 
 
 def test_it_is_compiled():
