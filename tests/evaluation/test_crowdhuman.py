@@ -83,6 +83,17 @@ def test_boxes_are_cut_at_the_edges():
     assert evaluate_crowdhuman(truth(people), detections, plain).miss.tolist() == [1]
 
 
+def test_boxes_outside_on_the_right_become_the_last_column():
+    people, detections = [(1, (650, 100, 40, 100))], found((1, (700, 100, 40, 100), 0.9))
+    assert evaluate_crowdhuman(truth(people), detections).miss.tolist() == [0]
+
+
+def test_scores_have_to_exceed_the_thresholds():
+    # 0.1 * 3 is 0.30000000000000004 in binary, and this score does not exceed it.
+    result = evaluate_crowdhuman(truth([(1, BOX)]), found((1, BOX, 0.30000000000000004)))
+    assert np.count_nonzero(result.jaccard) == 3
+
+
 def test_jaccard_index_by_hand():
     # Image 1: two people, one found, a false positive of score 0.15: 1 / (2 + 2 - 1) up to the
     # threshold 0.1, then 1 / (2 + 1 - 1). Image 2: one person, found at 0.35: 1 up to 0.3, then 0.
