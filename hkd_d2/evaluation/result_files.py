@@ -12,7 +12,8 @@ CrowdHuman              odgt, a JSON object a line and image: ``ID``, ``height``
                         ``dtboxes``, each with ``box`` [x, y, w, h], ``score`` and ``tag`` 1
 ======================  =========================================================================
 
-Coordinates are those of the ground truth's file; none is shifted. Images are found by the stem of
+Caltech's files count pixels from 1, as its annotations do, and all others from 0, as ground truth
+and detections here: x and y are shifted by 1 there. Images are found by the stem of
 their ``file_name`` or ``im_name``: Caltech's is ``set06_V000_I00029``, frames counted from 0, and
 CrowdHuman's is the ID. A bad row (a number that is not finite, a negative size, an image that the
 ground truth lacks, another category than 1) is refused with file and row.
@@ -214,7 +215,7 @@ def read_caltech(folder: str | os.PathLike, ground_truth: GroundTruth) -> Detect
                 frame, x, y, w, h, score = map(float, line.replace(",", " ").split())
             except ValueError:
                 raise ValueError(f"{where} is {line!r}; give frame, x, y, w, h, score.") from None
-            box = [x, y, w, h]
+            box = [x - 1, y - 1, w, h]
             _check_box(box, where)
             if not math.isfinite(score):
                 raise ValueError(f"{where} has score {score!r}; make it a finite number.")
@@ -242,9 +243,10 @@ def write_caltech(
         path = Path(folder, part, f"{video}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
-            ",".join([str(frame + 1), *(repr(float(v)) for v in (*row["bbox"], row["score"]))])
+            ",".join([str(frame + 1), *map(repr, map(float, (x + 1, y + 1, w, h, row["score"])))])
             for frame in sorted(frames)
             for row in by_image[frames[frame]]
+            for x, y, w, h in [row["bbox"]]
         ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -104,7 +104,7 @@ def test_a_protocol_by_name_and_its_rules(run):
     assert row.split() == ["All", ">=", "20", ">=", "0.2", "4", "59.87"]
     assert rules[0] == "protocol: caltech (dbEval.m 3.2.1, pdollar/toolbox)"
     assert "bounds that do not belong to the ranges: the upper bound of height" in rules
-    assert "ground truth outside x 5 to 635, y 5 to 475: ignored" in rules
+    assert "ground truth outside x 4 to 634, y 4 to 474: ignored" in rules
 
 
 def test_crowdhuman_by_its_own_files(run, tmp_path):

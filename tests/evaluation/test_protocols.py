@@ -249,7 +249,9 @@ def test_caltech():
     }  # fmt: skip
     new = counts("caltech_new", vis)
     assert (new["Occ=partial"], new["Occ=none"], new["Reasonable"]) == (3, 1, 3)
-    outside = [person(1, (0, 100, 25, 60))]
+    edge = [person(1, (4, 4, 630, 60)), person(1, (100, 414, 25, 60))]  # 5 to 635, 475 from 1
+    assert counts("caltech_new", edge)["All"] == 2
+    outside = [person(1, (3.9, 100, 25, 60))]
     assert counts("caltech_new", outside)["All"] == 0
     assert counts("caltech_new_no_border", outside)["All"] == 1
 

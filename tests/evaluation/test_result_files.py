@@ -85,13 +85,13 @@ def test_submissions_have_the_lines_of_the_list(tmp_path):
     ]  # fmt: skip
 
 
-def test_caltech_counts_frames_from_one(tmp_path):
+def test_caltech_counts_frames_and_pixels_from_one(tmp_path):
     write_caltech(tmp_path, [found(29, 0.5, (1, 2, 3, 4)), found(30, 0.25, (5, 6, 7, 8))], CALTECH)
     lines = (tmp_path / "set06" / "V000.txt").read_text().splitlines()
-    assert lines == ["30,5.0,6.0,7.0,8.0,0.25", "60,1.0,2.0,3.0,4.0,0.5"]
+    assert lines == ["30,6.0,7.0,7.0,8.0,0.25", "60,2.0,3.0,3.0,4.0,0.5"]
     assert (tmp_path / "set07" / "V011.txt").read_text() == ""
     (tmp_path / "set07" / "V011.txt").write_text("30.000000 1 2 3 4 0.5\n\n")  # as np.savetxt
-    assert read_caltech(tmp_path, CALTECH)[2] == found(28, 0.5, (1, 2, 3, 4))
+    assert read_caltech(tmp_path, CALTECH)[2] == found(28, 0.5, (0, 1, 3, 4))
 
 
 def test_crowdhuman_has_a_line_for_each_image(tmp_path):
