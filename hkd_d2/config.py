@@ -319,9 +319,12 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ evaluation
     cfg.HKD.EVALUATION = CN()
+    # Whose rules score: citypersons | caltech | caltech_new | caltech_new_no_border | eurocity |
+    # eurocity_ignore_riders | kaist | crowdhuman.
+    cfg.HKD.EVALUATION.PROTOCOL = "citypersons"
     # Recall at a reference point that the curve never reaches: official (the published code's
-    # wrap-around to the last operating point) | matlab (0).
-    cfg.HKD.EVALUATION.MISSING_POINT = "official"
+    # wrap-around to the last operating point) | matlab (0). "": the protocol's.
+    cfg.HKD.EVALUATION.MISSING_POINT = ""
     # Evaluate the teacher beside the student wherever the student is: with --eval-only, every
     # TEST.EVAL_PERIOD iterations, and when training ends.
     cfg.HKD.EVALUATION.TEACHER = False

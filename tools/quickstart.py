@@ -42,6 +42,7 @@ from hkd_d2.comparison.scores import MISS_RATES, SCORES, mean_and_error
 from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.evaluation import (
+    CITYPERSONS,
     MISSING_POINTS,
     SETUPS,
     coco_ground_truth,
@@ -258,7 +259,7 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
     register_datasets(cfg)
     records = check_records(cfg.DATASETS.TEST[0])
     ground_truth = coco_ground_truth(records)
-    missing_point = cfg.HKD.EVALUATION.MISSING_POINT
+    missing_point = cfg.HKD.EVALUATION.MISSING_POINT or CITYPERSONS.missing_point
 
     models, rows, curves = [], [], {}
     for run in runs:
