@@ -216,8 +216,10 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.HSAKD.TURNED = 1
     # Iterations at the start in which the teacher's heads learn, and the student nothing of them.
     cfg.HKD.HSAKD.TEACHER_ITERS = 1488
-    # Factor on SOLVER.BASE_LR for the teacher's heads, which learn without momentum.
+    # Factor on SOLVER.BASE_LR for the teacher's heads, which lack momentum; 1 under AdamW.
     cfg.HKD.HSAKD.TEACHER_LR_FACTOR = 5.0
+    # Whether both networks' heads learn all the time, from labels and each other (HSSAKD), instead.
+    cfg.HKD.HSAKD.MUTUAL = False
 
     # ------------------------------------------------------------------ FGD term
     cfg.HKD.FGD = CN()
@@ -274,8 +276,8 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ pre-training of backbones
     cfg.HKD.PRETRAINING = CN()
-    # How tools/pretrain_backbone.py trains: hsakd (teacher, then student) | hssakd (two peers, each
-    # from the other) | labels (the student alone).
+    # How tools/pretrain_backbone.py trains: hsakd | kd (teacher, then student) | hssakd (two peers,
+    # each from the other) | labels (the student alone).
     cfg.HKD.PRETRAINING.METHOD = "hsakd"
     # Teacher or peer: resnet18, resnet34, resnet50, with -0.5 for half the width, or wrn-40-2.
     cfg.HKD.PRETRAINING.TEACHER = "resnet34"

@@ -1,5 +1,7 @@
 """HSAKD: what a network knows of classes and rotations together, level by level."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from detectron2.utils.events import get_event_storage
@@ -45,8 +47,18 @@ class HSAKD(Term):
     random states as they were. The turns come from a generator of the term's own, which is saved
     with the heads. Of both phases the value is returned, under the one weight: chance is the number
     of levels times ln 4 (K + 1) in the first. The teacher's heads are a parameter group of their
-    own, of ``TEACHER_LR_FACTOR`` times the learning rate and neither momentum nor decay, so that
-    nothing moves them later.
+    own with neither momentum nor decay, so that nothing moves them later; under SGD of
+    ``TEACHER_LR_FACTOR`` times the learning rate, since momentum would have lengthened its steps.
+
+    ``MUTUAL`` is the online form (after HSSAKD, arXiv 2109.03075; same code): one phase, in which
+    the heads of both networks learn from the labels and from each other, each from the other as
+    from a constant, and all in the optimizer's common groups:
+
+    .. math:: L = \\frac{1}{4} \\sum_{j, l} \\mathrm{CE}(q^T_l, 4 c + j) +
+              \\mathrm{CE}(q^S_l, 4 c + j) + \\tau^2\\, \\mathrm{KL}(q^T_l \\| q^S_l) +
+              \\tau^2\\, \\mathrm{KL}(q^S_l \\| q^T_l)
+
+    There two whole networks are peers. Here the teacher below its heads is frozen, which is ours.
 
     Raises:
         ValueError: an option out of range, a level that a network lacks, or a one-stage student.
@@ -67,14 +79,16 @@ class HSAKD(Term):
                 raise ValueError(f"HKD.HSAKD.{name} is {node[name]}; give a number above 0.")
         if node.TURNED not in range(TURNS):
             raise ValueError(f"HKD.HSAKD.TURNED is {node.TURNED}; choose from 0, 1, 2, 3.")
-        if not 0 <= node.TEACHER_ITERS < cfg.SOLVER.MAX_ITER:
+        if not (node.MUTUAL or 0 <= node.TEACHER_ITERS < cfg.SOLVER.MAX_ITER):
             raise ValueError(
                 f"HKD.HSAKD.TEACHER_ITERS is {node.TEACHER_ITERS} and SOLVER.MAX_ITER "
                 f"{cfg.SOLVER.MAX_ITER}; give fewer, so that the student learns from the heads."
             )
         self.temperature, self.turned = node.TEMPERATURE, node.TURNED
-        self.teacher_iters = node.TEACHER_ITERS
-        self.teacher_lr = node.TEACHER_LR_FACTOR * cfg.SOLVER.BASE_LR
+        self.mutual, self.teacher_iters = node.MUTUAL, node.TEACHER_ITERS
+        # AdamW's steps are as long without momentum, SGD's shorter.
+        factor = node.TEACHER_LR_FACTOR if cfg.HKD.SOLVER.OPTIMIZER == "sgd" else 1.0
+        self.teacher_lr = factor * cfg.SOLVER.BASE_LR
         self.levels = matched_levels("HKD.HSAKD.LEVELS", node.LEVELS, student, teacher)
         self.resolution = student.pooler_resolution
         labels = TURNS * (student.num_classes + 1)
@@ -94,6 +108,8 @@ class HSAKD(Term):
         self.generator.set_state(state.cpu())
 
     def parameter_groups(self):
+        if self.mutual:
+            return []
         # A gradient of 0 then is a step of 0, for SGD and for AdamW.
         still = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
         return [{"params": list(self.teacher_heads.parameters()), "lr": self.teacher_lr, **still}]
@@ -105,14 +121,14 @@ class HSAKD(Term):
         boxes = [x.proposal_boxes.tensor for x in student.sampled]
         if sum(map(len, boxes)) == 0:
             return zero
-        if get_event_storage().iter < self.teacher_iters:
-            classes = torch.cat([x.gt_classes for x in student.sampled])
-            return zero + self.mean_over_turns(
-                drawn, lambda j: self.teachers_loss(teacher, boxes, classes, j)
-            )
-        return zero + self.mean_over_turns(
-            drawn, lambda j: self.students_loss(student, teacher, boxes, j)
-        )
+        classes = torch.cat([x.gt_classes for x in student.sampled])
+        if self.mutual:
+            loss = partial(self.mutual_loss, student, teacher, boxes, classes)
+        elif get_event_storage().iter < self.teacher_iters:
+            loss = partial(self.teachers_loss, teacher, boxes, classes)
+        else:
+            loss = partial(self.students_loss, student, teacher, boxes)
+        return zero + self.mean_over_turns(drawn, loss)
 
     def mean_over_turns(self, drawn: torch.Tensor, loss) -> torch.Tensor:
         """The mean of ``loss(j)`` over the four turns, those that were not drawn taken as alike."""
@@ -122,32 +138,40 @@ class HSAKD(Term):
 
     def teachers_loss(self, teacher, boxes, classes, turns):
         """Cross-entropy of the teacher's heads with the joint labels, summed over levels."""
-        counted = (classes >= 0) & (classes <= self.num_classes)
-        labels = (TURNS * classes + turns).where(counted, -1)
-        pooled = self.pool(teacher, 1, boxes, turns)
-        logits = [head(x.detach()) for head, x in zip(self.teacher_heads, pooled, strict=True)]
-        losses = [
-            F.cross_entropy(x.float(), labels, ignore_index=-1, reduction="sum") for x in logits
-        ]
-        return sum(losses) / counted.sum().clamp(min=1)
+        return self.cross_entropy(self.logits(teacher, 1, boxes, turns), classes, turns)
 
     def students_loss(self, student, teacher, boxes, turns):
         """Divergence of the student's heads from the teacher's, summed over levels."""
         with torch.no_grad():
-            theirs = [
-                head(x)
-                for head, x in zip(
-                    self.teacher_heads, self.pool(teacher, 1, boxes, turns), strict=True
-                )
-            ]
-        ours = [
-            head(x)
-            for head, x in zip(self.student_heads, self.pool(student, 0, boxes, turns), strict=True)
-        ]
+            theirs = self.logits(teacher, 1, boxes, turns)
+        return self.divergence(self.logits(student, 0, boxes, turns), theirs)
+
+    def mutual_loss(self, student, teacher, boxes, classes, turns):
+        """Both sides' cross-entropy, and the divergence of each from the other."""
+        ours, theirs = (self.logits(x, i, boxes, turns) for i, x in enumerate((student, teacher)))
+        hard = sum(self.cross_entropy(x, classes, turns) for x in (ours, theirs))
+        return hard + self.divergence(ours, theirs) + self.divergence(theirs, ours)
+
+    def cross_entropy(self, logits, classes, turns):
+        counted = (classes >= 0) & (classes <= self.num_classes)
+        labels = (TURNS * classes + turns).where(counted, -1)
+        losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") for x in logits]
+        return sum(losses) / counted.sum().clamp(min=1)
+
+    def divergence(self, logits, targets):
+        # The targets are constants to the operator.
         return sum(
-            kl_distillation_loss(x.float(), y.float(), temperature=self.temperature)
-            for x, y in zip(ours, theirs, strict=True)
+            kl_distillation_loss(x, y, temperature=self.temperature)
+            for x, y in zip(logits, targets, strict=True)
         )
+
+    def logits(self, network, side: int, boxes, turns: int) -> list[torch.Tensor]:
+        """Joint logits of every box from each level of a network: (R, 4 (K + 1)) float32."""
+        heads = self.teacher_heads if side else self.student_heads
+        pooled = self.pool(network, side, boxes, turns)
+        if side:
+            pooled = [x.detach() for x in pooled]
+        return [head(x).float() for head, x in zip(heads, pooled, strict=True)]
 
     def pool(self, network, side: int, boxes, turns: int) -> list[torch.Tensor]:
         """Every box from each level of a network (side 0 student, 1 teacher): (R, C, P, P) float32.

@@ -1,4 +1,4 @@
-"""The losses of HSAKD (arXiv 2107.13715) and HSSAKD (arXiv 2109.03075) for classifiers.
+"""The losses of HSAKD (arXiv 2107.13715), HSSAKD (arXiv 2109.03075) and plain KD for classifiers.
 
 After the released code, winycg/HSAKD at 28c8dc2: temperature 3 in every divergence and 1 in every
 cross-entropy, all weights 1, means over the 4 B rows; class cross-entropy of the upright images
@@ -41,6 +41,15 @@ def joint_loss(joint: list[torch.Tensor], classes: torch.Tensor) -> torch.Tensor
     """Cross-entropy of joint logits (4 B, 4 N), summed over branches."""
     labels = joint_labels(classes)
     return sum(F.cross_entropy(x.float(), labels) for x in joint)
+
+
+def plain_loss(student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Hinton et al.'s (arXiv 1503.02531), of class logits (B, N) of upright images.
+
+    Cross-entropy and tau^2 KL(teacher, student), both of weight 1 as in HSAKD.
+    """
+    soft = kl_distillation_loss(student.float(), teacher.float(), temperature=TEMPERATURE)
+    return F.cross_entropy(student.float(), classes) + soft
 
 
 def imitation_loss(student, teacher) -> torch.Tensor:

@@ -44,6 +44,13 @@ class AugmentedClassifier(nn.Module):
             branch.append(nn.Linear(channels, TURNS * num_classes))
             self.branches.append(branch)
 
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        """Class logits (B, N) alone, of images (B, 3, H, W), normalised."""
+        x = self.body.stem(images)
+        for stage in self.body.stages:
+            x = stage(x)
+        return self.finish(x)
+
     def forward(self, images: torch.Tensor, detach: bool = False):
         """Class logits (B, N), and joint logits (B, 4 N) of every branch, first stage first.
 
@@ -55,8 +62,11 @@ class AugmentedClassifier(nn.Module):
         for stage, branch in zip(self.body.stages, self.branches, strict=True):
             x = stage(x)
             joint.append(branch(x.detach() if detach else x))
+        return self.finish(x), joint
+
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
         x = self.body.finish(x) if hasattr(self.body, "finish") else x
-        return self.classifier(x.mean((2, 3))), joint
+        return self.classifier(x.mean((2, 3)))
 
 
 def build_classifier(name: str, num_classes: int) -> AugmentedClassifier:

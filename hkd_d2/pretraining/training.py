@@ -1,4 +1,4 @@
-"""Pre-train a backbone: HSAKD under a teacher, HSSAKD with a peer, or by labels alone."""
+"""Pre-train a backbone: HSAKD or KD under a teacher, HSSAKD with a peer, or by labels alone."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,13 @@ from hkd_d2.pretraining.losses import (
     class_loss,
     joint_loss,
     mutual_loss,
+    plain_loss,
     student_loss,
     turned,
 )
 from hkd_d2.pretraining.networks import AugmentedClassifier, SlimResNet, build_classifier
 
-METHODS = ("labels", "hsakd", "hssakd")
+METHODS = ("labels", "kd", "hsakd", "hssakd")
 TEACHERS = ("joint", "frozen")
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ def pretrain(cfg: CfgNode) -> dict[str, float]:
     node = cfg.HKD.PRETRAINING
     method = one_of("HKD.PRETRAINING.METHOD", node.METHOD, METHODS)
     one_of("HKD.PRETRAINING.TEACHER_TRAINING", node.TEACHER_TRAINING, TEACHERS)
-    torch.manual_seed(max(cfg.SEED, 0))
     train, val = (open_images(node.DATASET, node.ROOT, node.IMAGE_SIZE, x) for x in (True, False))
     if train.classes != val.classes:
         raise ValueError(f"train and val of '{node.ROOT}' have other classes; make them alike.")
@@ -53,36 +53,41 @@ def pretrain(cfg: CfgNode) -> dict[str, float]:
         drop_last=True,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    names = {"student": node.STUDENT}
+    seed = max(cfg.SEED, 0)
+    torch.manual_seed(seed)
+    names = {"student": node.STUDENT}  # first, so that it starts alike in every method
     if method != "labels":
-        names = {"teacher" if method == "hsakd" else "peer": node.TEACHER, **names}
+        names["peer" if method == "hssakd" else "teacher"] = node.TEACHER
     networks = {
         role: build_classifier(name, len(train.classes)).to(cfg.MODEL.DEVICE)
         for role, name in names.items()
     }
-    student = networks["student"]
-    if method == "labels":
-        fit([student], loader, node, lambda x, y: F.cross_entropy(student(x)[0], y))
-    elif method == "hsakd":
-        teacher = networks["teacher"]
-        fit_teacher(teacher, loader, node)
-        teacher.eval().requires_grad_(False)
+    student, other = networks["student"], networks.get("peer", networks.get("teacher"))
+    if method in ("kd", "hsakd"):
+        fit_teacher(other, loader, node, branches=method == "hsakd")
+        other.eval().requires_grad_(False)
 
-        def loss(images, classes):
-            images = turned(images)
-            with torch.no_grad():
-                theirs = teacher(images)
-            return student_loss(student(images), theirs, classes)
+    def labels(images, classes):
+        return F.cross_entropy(student.classify(images), classes)
 
-        fit([student], loader, node, loss)
-    else:
-        peer = networks["peer"]
+    def kd(images, classes):
+        with torch.no_grad():
+            theirs = other.classify(images)
+        return plain_loss(student.classify(images), theirs, classes)
 
-        def loss(images, classes):
-            images = turned(images)
-            return mutual_loss(student(images), peer(images), classes)
+    def hsakd(images, classes):
+        images = turned(images)
+        with torch.no_grad():
+            theirs = other(images)
+        return student_loss(student(images), theirs, classes)
 
-        fit([student, peer], loader, node, loss)
+    def hssakd(images, classes):
+        images = turned(images)
+        return mutual_loss(student(images), other(images), classes)
+
+    torch.manual_seed(seed)  # the student's images come in one order in every method
+    loss = {"labels": labels, "kd": kd, "hsakd": hsakd, "hssakd": hssakd}[method]
+    fit([student, other] if method == "hssakd" else [student], loader, node, loss)
 
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(parents=True, exist_ok=True)
@@ -93,19 +98,24 @@ def pretrain(cfg: CfgNode) -> dict[str, float]:
     return accuracies
 
 
-def fit_teacher(teacher: AugmentedClassifier, loader, node: CfgNode) -> None:
+def fit_teacher(teacher: AugmentedClassifier, loader, node: CfgNode, branches: bool = True) -> None:
     """Body and branches together, or the body by its classes first and then, frozen, the branches.
 
     The frozen body is in eval mode, so that its running statistics stay.
+
+    Args:
+        branches (bool): whether the second of two trainings is wanted.
     """
 
     def joint(images, classes):
-        logits, branches = teacher(turned(images))
-        return class_loss(logits, classes) + joint_loss(branches, classes)
+        logits, joints = teacher(turned(images))
+        return class_loss(logits, classes) + joint_loss(joints, classes)
 
     if node.TEACHER_TRAINING == "joint":
         return fit([teacher], loader, node, joint)
-    fit([teacher], loader, node, lambda x, y: F.cross_entropy(teacher(x)[0], y))
+    fit([teacher], loader, node, lambda x, y: F.cross_entropy(teacher.classify(x), y))
+    if not branches:
+        return
 
     def branches_alone(images, classes):
         teacher.body.eval()
@@ -158,7 +168,7 @@ def accuracy(network: AugmentedClassifier, images, batch_size: int) -> float:
     network.eval()
     device, right = next(network.parameters()).device, 0
     for x, y in DataLoader(images, batch_size):
-        right += int((network(x.to(device))[0].argmax(1).cpu() == y).sum())
+        right += int((network.classify(x.to(device)).argmax(1).cpu() == y).sum())
     return right / len(images)
 
 

@@ -145,6 +145,36 @@ def test_both_phases_by_a_composition_of_their_own(turned):
     assert teacher.features["p2"].grad is None and student.features["p2"].grad.any()
 
 
+def test_the_mutual_form_by_a_composition_of_its_own():
+    """Both sides' labels and both divergences; each learns from the other as from a constant."""
+    torch.manual_seed(6)
+    hsakd = term(TURNED=3, MUTUAL=True, TEACHER_ITERS=-1)
+    assert hsakd.parameter_groups() == []
+    student, teacher = passes()
+    with EventStorage(0):
+        loss = hsakd(student, teacher, NOTHING)
+    expected = {"both": 0.0, "student": 0.0}
+    for j in range(4):
+        theirs = logits_by_hand(hsakd.teacher_heads, backbone(3), teacher, j)
+        ours = logits_by_hand(hsakd.student_heads, backbone(2), student, j)
+        labels = torch.tensor([j, 4 + j, 4 + j])
+        for s, t in zip(ours, theirs, strict=True):
+            hard = [-x.log_softmax(1)[range(3), labels].mean() for x in (s, t)]
+            p, q = ((x.double() / 3).softmax(1) for x in (s, t))
+            soft = [9 * (a * (a / b).log()).sum(1).mean() for a, b in ((q.detach(), p), (p, q))]
+            expected["both"] += 0.25 * (sum(hard) + sum(soft)).item()
+            expected["student"] += 0.25 * (hard[0] + soft[0])
+    assert loss.item() == pytest.approx(expected["both"], rel=1e-4)
+    heads = list(hsakd.student_heads.parameters())
+    found = torch.autograd.grad(loss, heads, retain_graph=True)
+    by_hand = torch.autograd.grad(expected["student"], heads)
+    for a, b in zip(found, by_hand, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    loss.backward()
+    assert all(p.grad.any() for p in hsakd.teacher_heads.parameters() if p.dim() > 1)
+    assert teacher.features["p2"].grad is None and student.features["p2"].grad.any()
+
+
 def test_boxes_of_no_class_have_no_label_and_no_boxes_no_loss():
     hsakd = term(TURNED=0)
     student, teacher = passes()
@@ -221,13 +251,15 @@ def hsakd_cfg(hkd_cfg):
     return hkd_cfg
 
 
-@pytest.mark.parametrize("norm, channels_last", [("GN", False), ("BN", True)])
+@pytest.mark.parametrize(
+    "norm, channels_last, mutual", [("GN", False, False), ("BN", True, False), ("BN", False, True)]
+)
 def test_weight_zero_equals_plain_detectron2_bit_for_bit(
-    student_cfg, hsakd_cfg, build, norm, channels_last
+    student_cfg, hsakd_cfg, build, norm, channels_last, mutual
 ):
     """In both phases; batch norms keep the running statistics of the upright images."""
     hsakd_cfg.HKD.POOLER, hsakd_cfg.HKD.CHANNELS_LAST = "torchvision", channels_last
-    hsakd_cfg.HKD.HSAKD.update(WEIGHT=0.0, TURNED=3)
+    hsakd_cfg.HKD.HSAKD.update(WEIGHT=0.0, TURNED=3, MUTUAL=mutual)
     for cfg in (student_cfg, hsakd_cfg):
         cfg.MODEL.RESNETS.NORM = norm
     batches = [make_batch(seed=s) for s in range(4)]
@@ -255,7 +287,8 @@ def test_the_teachers_heads_learn_in_their_phase_and_never_after(hsakd_cfg, buil
     check_terms(model)
     found = build_optimizer(hsakd_cfg, model)
     check_optimizer(model, found)
-    assert found.param_groups[-1]["lr"] == pytest.approx(0.0123)
+    lr = {"sgd": 0.0123, "adamw": 0.01}[optimizer]
+    assert found.param_groups[-1]["lr"] == pytest.approx(lr)
     hsakd = model.terms["hsakd"]
     histories = {"teacher": [], "student": []}
     with EventStorage(0) as storage:
@@ -293,6 +326,20 @@ def test_heads_learn_the_turns_then_the_student_the_heads(hsakd_cfg, build, tmp_
     state, state0 = again.terms.state_dict(), model.terms.state_dict()
     assert state.keys() == state0.keys()
     assert all(torch.equal(state[k], state0[k]) for k in state0)
+
+
+def test_mutual_heads_learn_from_each_other_all_the_time(hsakd_cfg, build):
+    hsakd_cfg.HKD.HSAKD.update(MUTUAL=True, TURNED=3, LEVELS=["p2", "p3"])
+    model = build(hsakd_cfg)
+    optimizer = build_optimizer(hsakd_cfg, model)
+    check_optimizer(model, optimizer)
+    assert {group["lr"] for group in optimizer.param_groups} == {hsakd_cfg.SOLVER.BASE_LR}
+    before = copy.deepcopy(model.terms["hsakd"])
+    record, _ = steps(model, [make_batch()] * 12, lr=0.02)
+    losses = [step[0]["loss_hkd_hsakd"].item() for step in record]
+    assert losses[11] < 0.9 * losses[0]
+    for a, b in zip(model.terms["hsakd"].parameters(), before.parameters(), strict=True):
+        assert not torch.equal(a, b)
 
 
 def test_one_step_beside_the_terms_of_hkd(hkd_cfg, build):

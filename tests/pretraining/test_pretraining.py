@@ -59,6 +59,16 @@ def test_the_students_loss_in_float64():
     assert student[0].grad.any() and all(x.grad.any() for x in student[1])
 
 
+def test_the_plain_loss_in_float64():
+    student, teacher = outputs(0)[0], outputs(1)[0]
+    labels = [2, 1, 0, 0, 1, 2, 2, 0]
+    loss = losses.plain_loss(student, teacher, torch.tensor(labels))
+    expected = cross_entropy(student, range(8), labels) + divergence(student, teacher)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert teacher.grad is None and student.grad.any()
+
+
 def test_the_mutual_loss_in_float64():
     pair = outputs(0), outputs(1)
     loss = losses.mutual_loss(*pair, torch.tensor(CLASSES))
@@ -137,28 +147,66 @@ def cfg(tmp_path):
         TEACHER="wrn-10-1",
         STUDENT="wrn-10-1",
         ROOT=str(tmp_path / "images"),
-        IMAGE_SIZE=32,
+        IMAGE_SIZE=16,
         BATCH_SIZE=8,
-        EPOCHS=4,
+        EPOCHS=20,
         LR=0.05,
-        DROPS=[3],
+        DROPS=[15],
     )
     return cfg
 
 
 @pytest.mark.parametrize(
     "method, teacher",
-    [("labels", "joint"), ("hsakd", "joint"), ("hsakd", "frozen"), ("hssakd", "")],
+    [
+        ("labels", "joint"),
+        ("kd", "frozen"),
+        ("hsakd", "joint"),
+        ("hsakd", "frozen"),
+        ("hssakd", ""),
+    ],
 )
 def test_every_method_learns_the_classes(cfg, method, teacher, tmp_path):
     cfg.HKD.PRETRAINING.METHOD = method
     cfg.HKD.PRETRAINING.TEACHER_TRAINING = teacher or "joint"
     found = training.pretrain(cfg)
-    other = {"labels": set(), "hsakd": {"teacher"}, "hssakd": {"peer"}}[method]
+    other = {"labels": set(), "hssakd": {"peer"}}.get(method, {"teacher"})
     assert set(found) == {"student", *other}
     assert found["student"] >= 0.75
     file = torch.load(tmp_path / "output" / "classifiers.pth", weights_only=True)
     assert set(file) == set(found)
+
+
+def test_methods_start_alike_and_share_a_teacher(cfg, monkeypatch):
+    """The student's weights and images by the first step; the frozen teacher's body at the end."""
+    starts, bodies = {}, {}
+
+    def fit(networks, loader, node, loss):
+        state = torch.get_rng_state()
+        first = next(iter(loader))[0]
+        torch.set_rng_state(state)
+        parameters = [p.detach().clone() for p in networks[0].parameters()]
+        starts[method] = [first, *parameters]  # the last training is the student's
+        return fit_as_it_is(networks, loader, node, loss)
+
+    fit_as_it_is = training.fit
+    monkeypatch.setattr(training, "fit", fit)
+    cfg.HKD.PRETRAINING.update(EPOCHS=1, TEACHER_TRAINING="frozen")
+    for method in training.METHODS:
+        cfg.HKD.PRETRAINING.METHOD = method
+        training.pretrain(cfg)
+        file = torch.load(f"{cfg.OUTPUT_DIR}/classifiers.pth", weights_only=True)
+        bodies[method] = {k: v for k, v in file.get("teacher", {}).items() if "branches" not in k}
+    for method in training.METHODS[1:]:
+        assert all(map(torch.equal, starts[method], starts["labels"])), method
+    assert bodies["kd"].keys() == bodies["hsakd"].keys() != set()
+    assert all(torch.equal(v, bodies["hsakd"][k]) for k, v in bodies["kd"].items())
+
+
+def test_class_logits_need_no_branch():
+    network = build_classifier("wrn-10-1", 3).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(network.classify(images), network(images)[0])
 
 
 def test_a_frozen_teachers_body_does_not_move_with_its_branches(cfg):
