@@ -1,7 +1,8 @@
 """hkd_d2: hierarchical knowledge distillation of pedestrian detectors in Detectron2.
 
 Importing the package imports nothing else: ``hkd_d2.ops`` works with PyTorch alone, the rest needs
-Detectron2. Submodules are imported when they are first asked for.
+Detectron2, but for ``hkd_d2.load_detector`` of an ONNX file. Submodules are imported when they are
+first asked for.
 """
 
 import importlib
@@ -14,6 +15,7 @@ _SUBMODULES = (
     "distillation",
     "engine",
     "evaluation",
+    "inference",
     "modeling",
     "ops",
     "visualization",
@@ -23,8 +25,10 @@ _SUBMODULES = (
 def __getattr__(name):
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "load_detector":
+        return importlib.import_module(f"{__name__}.inference").load_detector
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def __dir__():
-    return [*globals(), *_SUBMODULES]
+    return [*globals(), *_SUBMODULES, "load_detector"]

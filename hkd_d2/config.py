@@ -304,8 +304,8 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ data
     cfg.HKD.DATA = CN()
-    # Data sets to register, one list each: [name, "citypersons", root, split] with split train or
-    # val, or [name, "coco", annotation file, image root].
+    # Data sets to register, one list each: [name, "coco", annotation file, image root], or [name,
+    # format, root, split] with a format and a split of docs/data.md, as "citypersons" and "val".
     cfg.HKD.DATA.REGISTER = []
     # Pedestrians under this height (pixels of the original image) are ignored in training.
     cfg.HKD.DATA.MIN_HEIGHT = 50
@@ -321,9 +321,12 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ evaluation
     cfg.HKD.EVALUATION = CN()
+    # Whose rules score: citypersons | caltech | caltech_new | caltech_new_no_border | eurocity |
+    # eurocity_ignore_riders | kaist | crowdhuman.
+    cfg.HKD.EVALUATION.PROTOCOL = "citypersons"
     # Recall at a reference point that the curve never reaches: official (the published code's
-    # wrap-around to the last operating point) | matlab (0).
-    cfg.HKD.EVALUATION.MISSING_POINT = "official"
+    # wrap-around to the last operating point) | matlab (0). "": the protocol's.
+    cfg.HKD.EVALUATION.MISSING_POINT = ""
     # Evaluate the teacher beside the student wherever the student is: with --eval-only, every
     # TEST.EVAL_PERIOD iterations, and when training ends.
     cfg.HKD.EVALUATION.TEACHER = False

@@ -121,6 +121,7 @@ def analyze(args) -> list[str]:
         detections,
         setup=args.setup,
         curves=args.curves,
+        missing_point=args.missing_point,
         images=args.images,
     )
     content = {

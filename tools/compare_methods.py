@@ -13,30 +13,23 @@ table, the picture and the figures in output/methods grow with every run that fi
 earlier call finished is used again, unless its settings changed.
 """
 
+import hkd_d2._quiet  # noqa: F401  isort: skip
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
-# Newer PyTorch comments on how Detectron2 uses it.
-warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+import torch
 
-import torch  # noqa: E402
-
-from hkd_d2.comparison.cost import ROUNDS, measure_cost  # noqa: E402
-from hkd_d2.comparison.methods import (  # noqa: E402
+from hkd_d2.comparison.cost import ROUNDS, measure_cost
+from hkd_d2.comparison.methods import (
     MAX_ITER,
     Contender,
     choose_methods,
@@ -45,8 +38,8 @@ from hkd_d2.comparison.methods import (  # noqa: E402
     plan_teacher,
     read_row,
 )
-from hkd_d2.comparison.report import format_tables, summarise, write_csv  # noqa: E402
-from hkd_d2.comparison.runs import (  # noqa: E402
+from hkd_d2.comparison.report import format_tables, summarise, write_csv
+from hkd_d2.comparison.runs import (
     ROOT,
     Run,
     draw_streets,
@@ -59,8 +52,8 @@ from hkd_d2.comparison.runs import (  # noqa: E402
     train,
     train_all,
 )
-from hkd_d2.comparison.scores import MISS_RATES  # noqa: E402
-from hkd_d2.visualization import plot_methods  # noqa: E402
+from hkd_d2.comparison.scores import MISS_RATES
+from hkd_d2.visualization import plot_methods
 
 DOCS = {
     "results.csv": ROOT / "docs" / "benchmarks" / "methods.csv",

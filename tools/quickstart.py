@@ -8,30 +8,23 @@ Draws the data, trains with tools/train_net.py, compares, and writes a table and
 output/quickstart. What an earlier call finished is used again, unless its settings changed.
 """
 
+import hkd_d2._quiet  # noqa: F401  isort: skip
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse
 import json
-import logging
 import math
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
-# Newer PyTorch comments on how Detectron2 uses it.
-warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-
-from hkd_d2.comparison.runs import (  # noqa: E402
+from hkd_d2.comparison.runs import (
     CONFIGS,
     ROOT,
     TEACHER_SEED,
@@ -45,18 +38,19 @@ from hkd_d2.comparison.runs import (  # noqa: E402
     street_options,
     train,
 )
-from hkd_d2.comparison.scores import MISS_RATES, SCORES, mean_and_error  # noqa: E402
-from hkd_d2.data.datasets import check_records, register_datasets  # noqa: E402
-from hkd_d2.data.mapper import PedestrianMapper  # noqa: E402
-from hkd_d2.evaluation import (  # noqa: E402
+from hkd_d2.comparison.scores import MISS_RATES, SCORES, mean_and_error
+from hkd_d2.data.datasets import check_records, register_datasets
+from hkd_d2.data.mapper import PedestrianMapper
+from hkd_d2.evaluation import (
+    CITYPERSONS,
     MISSING_POINTS,
     SETUPS,
     coco_ground_truth,
     evaluate_miss_rate,
 )
-from hkd_d2.modeling.checkpoint import StudentCheckpointer  # noqa: E402
-from hkd_d2.modeling.summary import count_flops, count_parameters, image_size  # noqa: E402
-from hkd_d2.visualization import (  # noqa: E402
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.modeling.summary import count_flops, count_parameters, image_size
+from hkd_d2.visualization import (
     compare_detections,
     make_scenes,
     plot_miss_rate,
@@ -265,7 +259,7 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
     register_datasets(cfg)
     records = check_records(cfg.DATASETS.TEST[0])
     ground_truth = coco_ground_truth(records)
-    missing_point = cfg.HKD.EVALUATION.MISSING_POINT
+    missing_point = cfg.HKD.EVALUATION.MISSING_POINT or CITYPERSONS.missing_point
 
     models, rows, curves = [], [], {}
     for run in runs:

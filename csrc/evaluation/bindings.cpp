@@ -36,16 +36,16 @@ const int64_t* checked_images(const Array<int64_t>& image, int64_t images) {
   return data;
 }
 
-py::list miss_rate_curves(
+py::list trace_setups(
     const Array<int64_t>& truth_image,
     const Array<double>& truth_box,
-    const Array<double>& truth_height,
-    const Array<double>& truth_visibility,
-    const Array<bool>& truth_ignore,
+    const Array<double>& truth_counted_box,
+    const Array<bool>& truth_region,
+    const Array<SetupMask>& truth_countable,
     const Array<int64_t>& image,
     const Array<double>& box,
     const Array<double>& score,
-    const Array<double>& ranges,
+    const Array<double>& heights,
     int64_t images,
     int64_t max_detections,
     double min_overlap) {
@@ -54,20 +54,20 @@ py::list miss_rate_curves(
       boxes,
       checked_images(truth_image, images),
       checked(truth_box, boxes, 4),
-      checked(truth_height, boxes),
-      checked(truth_visibility, boxes),
-      checked(truth_ignore, boxes),
+      checked(truth_counted_box, boxes, 4),
+      checked(truth_region, boxes),
+      checked(truth_countable, boxes),
   };
   require(std::is_sorted(truth.image, truth.image + boxes), "the ground truth is not by image");
   const py::ssize_t count = image.size();
   const Detections detections = {
       count, checked_images(image, images), checked(box, count, 4), checked(score, count)};
-  std::vector<Setup> setups(ranges.size() / 6);
+  std::vector<Heights> setups(heights.size() / 2);
   require(setups.size() <= kMaxSetups, "more than 64 setups");
-  const double* range = checked(ranges, static_cast<py::ssize_t>(setups.size()), 6);
-  for (Setup& setup : setups) {
-    setup = {{range[0], range[1]}, {range[2], range[3]}, {range[4], range[5]}};
-    range += 6;
+  const double* bounds = checked(heights, static_cast<py::ssize_t>(setups.size()), 2);
+  for (Heights& setup : setups) {
+    setup = {bounds[0], bounds[1]};
+    bounds += 2;
   }
 
   Verdicts verdicts;
@@ -107,22 +107,21 @@ void bind_evaluation(py::module_& module) {
       py::arg("image_index"),
       py::arg("category"));
   module.def(
-      "miss_rate_curves",
-      &miss_rate_curves,
+      "trace_setups",
+      &trace_setups,
       "For each setup the countable boxes, and score, FPPI and miss of every operating point.\n\n"
-      "ranges is float64 (setups, 6): lowest and highest height and visible share of ground "
-      "truth,\n"
-      "and the height of detections, its upper bound left out. See hkd_d2.evaluation.miss_rate.",
+      "truth_countable is uint64 (G,): bit s says that setup s counts the box. heights is float64\n"
+      "(setups, 2): of detections, the upper bound left out. See hkd_d2.evaluation.miss_rate.",
       py::arg("truth_image"),
       py::arg("truth_box"),
-      py::arg("truth_height"),
-      py::arg("truth_visibility"),
-      py::arg("truth_ignore"),
+      py::arg("truth_counted_box"),
+      py::arg("truth_region"),
+      py::arg("truth_countable"),
       py::arg("image"),
       py::arg("box"),
       py::arg("score"),
       py::kw_only(),
-      py::arg("ranges"),
+      py::arg("heights"),
       py::arg("images"),
       py::arg("max_detections"),
       py::arg("min_overlap"));

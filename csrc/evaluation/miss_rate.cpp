@@ -37,8 +37,12 @@ bool is_tried_before(const Candidate& a, const Candidate& b) {
   return a.overlap != b.overlap ? a.overlap > b.overlap : a.truth > b.truth;
 }
 
-bool is_outside(double value, const double* range) {
-  return value < range[0] || value > range[1];
+// 0 where the boxes do not overlap.
+double intersection(const double* a, const double* b) {
+  const double across = std::min(a[0] + a[2], b[0] + b[2]) - std::max(a[0], b[0]);
+  const double down = std::min(a[1] + a[3], b[1] + b[3]) - std::max(a[1], b[1]);
+  const double common = across * down;
+  return across > 0 && down > 0 && common > 0 ? common : 0;
 }
 
 } // namespace
@@ -46,20 +50,17 @@ bool is_outside(double value, const double* range) {
 Verdicts match(
     const GroundTruth& truth,
     const Detections& detections,
-    const std::vector<Setup>& setups,
+    const std::vector<Heights>& setups,
     const Protocol& protocol) {
   Verdicts verdicts;
   verdicts.countable.resize(setups.size());
   verdicts.points.resize(setups.size());
-  std::vector<SetupMask> countable(truth.count);
   for (int64_t g = 0; g < truth.count; ++g) {
     for (size_t s = 0; s < setups.size(); ++s) {
-      const bool ignored = truth.ignore[g] || is_outside(truth.height[g], setups[s].height) ||
-                           is_outside(truth.visibility[g], setups[s].visibility);
-      countable[g] |= static_cast<SetupMask>(!ignored) << s;
-      verdicts.countable[s] += !ignored;
+      verdicts.countable[s] += truth.countable[g] >> s & 1;
     }
   }
+  const bool resized = truth.counted_box != truth.box;
 
   ByImage by_image(detections, protocol.images);
   std::vector<SetupMask> taken(truth.count);
@@ -75,13 +76,13 @@ Verdicts match(
     std::stable_sort(first, last, [&](int64_t a, int64_t b) {
       return detections.score[a] > detections.score[b];
     });
-    last = std::min(last, first + protocol.max_detections);
+    last = first + std::min<int64_t>(last - first, protocol.max_detections);
     for (const int64_t* detection = first; detection < last; ++detection) {
       const double* d = detections.box + 4 * *detection;
       SetupMask kept = 0;
       for (size_t s = 0; s < setups.size(); ++s) {
-        const double* range = setups[s].detection_height;
-        kept |= static_cast<SetupMask>(d[3] >= range[0] && d[3] < range[1]) << s;
+        const bool inside = d[3] >= setups[s].first && d[3] < setups[s].end;
+        kept |= static_cast<SetupMask>(inside) << s;
       }
 
       SetupMask absorbed = 0;
@@ -89,18 +90,20 @@ Verdicts match(
       const double area = d[2] * d[3];
       for (int64_t g = first_truth; g < last_truth; ++g) {
         const double* t = truth.box + 4 * g;
-        const double across = std::min(d[0] + d[2], t[0] + t[2]) - std::max(d[0], t[0]);
-        const double down = std::min(d[1] + d[3], t[1] + t[3]) - std::max(d[1], t[1]);
-        const double intersection = across * down;
-        if (!(across > 0 && down > 0 && intersection > 0)) {
-          continue;
+        const double* c = truth.counted_box + 4 * g;
+        const double common = intersection(d, t);
+        const double counted_common = resized ? intersection(d, c) : common;
+        if (common > 0) {
+          const double of = truth.region[g] ? area : area + t[2] * t[3] - common;
+          if (common / of >= protocol.min_overlap) {
+            absorbed |= ~truth.countable[g];
+          }
         }
-        if (intersection / area >= protocol.min_overlap) {
-          absorbed |= ~countable[g];
-        }
-        const double overlap = intersection / (area + t[2] * t[3] - intersection);
-        if (countable[g] && overlap >= protocol.min_overlap) {
-          candidates.push_back({overlap, g});
+        if (counted_common > 0 && truth.countable[g]) {
+          const double overlap = counted_common / (area + c[2] * c[3] - counted_common);
+          if (overlap >= protocol.min_overlap) {
+            candidates.push_back({overlap, g});
+          }
         }
       }
       std::sort(candidates.begin(), candidates.end(), is_tried_before);
@@ -108,7 +111,7 @@ Verdicts match(
       SetupMask matched = 0;
       for (const Candidate& candidate : candidates) {
         const SetupMask found =
-            kept & ~matched & countable[candidate.truth] & ~taken[candidate.truth];
+            kept & ~matched & truth.countable[candidate.truth] & ~taken[candidate.truth];
         taken[candidate.truth] |= found;
         matched |= found;
       }

@@ -16,11 +16,11 @@ using SetupMask = uint64_t;
 // Boxes are x, y, width, height in pixels; images are indices in the order of their ids.
 struct GroundTruth {
   int64_t count;
-  const int64_t* image; // not falling
-  const double* box;    // (count, 4)
-  const double* height;
-  const double* visibility;
-  const bool* ignore; // the file's own flag
+  const int64_t* image;       // not falling
+  const double* box;          // (count, 4), as it is where ignored
+  const double* counted_box;  // (count, 4), as it is where countable; may be `box`
+  const bool* region;         // ignored, it absorbs by the detection's own area, not by the union
+  const SetupMask* countable; // the setups that count it; the others ignore it
 };
 
 struct Detections {
@@ -30,11 +30,10 @@ struct Detections {
   const double* score;
 };
 
-// Ranges of what counts: of ground truth with both bounds, of detections without the upper one.
-struct Setup {
-  double height[2];
-  double visibility[2];
-  double detection_height[2];
+// Heights of the detections that one setup keeps, the upper bound left out.
+struct Heights {
+  double first;
+  double end;
 };
 
 struct Protocol {
@@ -59,7 +58,7 @@ struct Verdicts {
 Verdicts match(
     const GroundTruth& truth,
     const Detections& detections,
-    const std::vector<Setup>& setups,
+    const std::vector<Heights>& setups,
     const Protocol& protocol);
 
 // The operating points of one setup. `score`, `fppi` and `miss` have room for

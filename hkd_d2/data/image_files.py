@@ -45,17 +45,27 @@ def find_images(folder: str) -> list[dict]:
         )
     records = []
     for number, path in enumerate(files, 1):
-        try:
-            with Image.open(path) as image:
-                size = image.size[::-1] if _is_turned(image) else image.size
-        except OSError as error:
-            raise ValueError(
-                f"The image '{path}' cannot be read ({error}); restore it or remove it."
-            ) from error
+        height, width = image_size(path)
         records.append(
-            {"file_name": str(path), "image_id": number, "width": size[0], "height": size[1]}
+            {"file_name": str(path), "image_id": number, "width": width, "height": height}
         )
     return records
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of an image as Detectron2 reads it, from the header alone.
+
+    Raises:
+        ValueError: the header cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if _is_turned(image) else (height, width)
+    except OSError as error:
+        raise ValueError(
+            f"The image '{path}' cannot be read ({error}); restore it or remove it."
+        ) from error
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -176,6 +176,7 @@ def training_steps(
                 terms=build_terms(cfg, detector_spec(detector), teacher and teacher.spec),
                 pooler=cfg.HKD.POOLER if fused else "torchvision",
                 channels_last=cfg.HKD.CHANNELS_LAST and fused,
+                loss_weights=cfg.HKD.STUDENT.LOSS_WEIGHTS,
             ).train()
         steps[provider] = TrainingStep(cfg, model, reference=provider == "reference")
     return steps

@@ -81,7 +81,8 @@ class Trainer(DefaultTrainer):
         return PedestrianEvaluator(
             dataset_name,
             output_dir=f"{cfg.OUTPUT_DIR}/inference",
-            missing_point=cfg.HKD.EVALUATION.MISSING_POINT,
+            missing_point=cfg.HKD.EVALUATION.MISSING_POINT or None,
+            protocol=cfg.HKD.EVALUATION.PROTOCOL,
             predicted_class=predicted_class,
         )
 
@@ -117,6 +118,7 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg.DATASETS.TEST = cfg.DATASETS.TEST
     teacher_cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher_cfg.HKD.EVALUATION.PROTOCOL = cfg.HKD.EVALUATION.PROTOCOL
     teacher_cfg.HKD.EVALUATION.MISSING_POINT = cfg.HKD.EVALUATION.MISSING_POINT
     teacher_cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/teacher"
     return teacher_cfg

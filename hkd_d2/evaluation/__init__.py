@@ -1,47 +1,66 @@
 """Pedestrian evaluation: log-average miss rate (NumPy alone) and a Detectron2 evaluator.
 
 The evaluator is imported on first use, so that :mod:`hkd_d2.evaluation.miss_rate` works where
-neither PyTorch nor Detectron2 is installed.
+neither PyTorch nor Detectron2 is installed; so are CrowdHuman's scores, which need SciPy.
 """
 
+import importlib
+
 from .miss_rate import (
-    MISSING_POINTS,
     REFERENCE_FPPI,
-    SETUPS,
     MissRateResult,
-    Setup,
     SetupMatches,
     evaluate_miss_rate,
     format_table,
     load_detections,
     load_ground_truth,
     match_setup,
+)
+from .protocols import (
+    CITYPERSONS,
+    MISSING_POINTS,
+    PROTOCOLS,
+    SETUPS,
+    CrowdHumanProtocol,
+    Protocol,
+    Setup,
+    select_protocol,
     select_setups,
 )
 
-_FROM_EVALUATOR = ("PedestrianEvaluator", "coco_ground_truth")
+_ON_FIRST_USE = {
+    "PedestrianEvaluator": "evaluator",
+    "coco_ground_truth": "evaluator",
+    "CrowdHumanResult": "crowdhuman",
+    "evaluate_crowdhuman": "crowdhuman",
+}
 
 __all__ = [
+    "CITYPERSONS",
     "MISSING_POINTS",
+    "PROTOCOLS",
     "REFERENCE_FPPI",
     "SETUPS",
+    "CrowdHumanProtocol",
+    "CrowdHumanResult",
     "MissRateResult",
     "PedestrianEvaluator",
+    "Protocol",
     "Setup",
     "SetupMatches",
     "coco_ground_truth",
+    "evaluate_crowdhuman",
     "evaluate_miss_rate",
     "format_table",
     "load_detections",
     "load_ground_truth",
     "match_setup",
+    "select_protocol",
     "select_setups",
 ]
 
 
 def __getattr__(name):
-    if name in _FROM_EVALUATOR:
-        from . import evaluator
-
-        return getattr(evaluator, name)
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(f".{_ON_FIRST_USE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

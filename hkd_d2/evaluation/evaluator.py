@@ -9,6 +9,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -20,20 +21,28 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .crowdhuman import CrowdHumanResult, evaluate_crowdhuman
 from .miss_rate import (
-    MISSING_POINTS,
     PEDESTRIAN,
-    REFERENCE_FPPI,
-    SETUPS,
     MissRateResult,
-    Setup,
     check_ground_truth,
     evaluate_miss_rate,
     format_table,
+)
+from .protocols import (
+    CITYPERSONS,
+    MISSING_POINTS,
+    CrowdHumanProtocol,
+    Protocol,
+    Setup,
+    select_protocol,
     select_setups,
 )
 
-__all__ = ["PedestrianEvaluator", "coco_ground_truth"]
+__all__ = ["EXTRA_KEYS", "PedestrianEvaluator", "coco_ground_truth"]
+
+# What some protocols read of an annotation, passed on as it is.
+EXTRA_KEYS = ("occlusion", "truncation", "label")
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +51,10 @@ class PedestrianEvaluator(DatasetEvaluator):
     """Log-average miss rate of every setup, and COCO AP, of one class of a registered dataset.
 
     Results are ``{"miss_rate": {setup: percent}, "bbox": {"AP", "AP50", "AP75", "APs", "APm",
-    "APl"}}``, all in percent; see :mod:`hkd_d2.evaluation.miss_rate`. For AP every box that is not
-    ignored counts, whatever its height, and ignored boxes are COCO crowds; the 100 detections of
-    highest score in an image take part, and an AP without any countable box is NaN.
+    "APl"}}``, all in percent; see :mod:`hkd_d2.evaluation.miss_rate`. By CrowdHuman's protocol
+    ``"crowdhuman": {"AP", "MR^-2", "JI"}`` is in the place of ``"miss_rate"``. For COCO's AP every
+    box that is not ignored counts, whatever its height, and ignored boxes are COCO crowds; the 100
+    detections of highest score in an image take part, and an AP without any countable box is NaN.
 
     Works in distributed evaluation, where the main process has the results and the others get an
     empty dict. An image that several processes evaluate counts once.
@@ -54,10 +64,11 @@ class PedestrianEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         output_dir: str | None = None,
-        missing_point: str = "official",
+        missing_point: str | None = None,
         setups: Mapping[str, Setup] | Iterable[str] | None = None,
         category: int = 0,
         predicted_class: int | None = None,
+        protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
     ):
         """
         Args:
@@ -65,26 +76,33 @@ class PedestrianEvaluator(DatasetEvaluator):
                 of its records are read.
             output_dir: where ``detections_<dataset>.json`` (COCO results, category 1) and
                 ``miss_rate_<dataset>.json`` (scores, curves and rules) go; None writes nothing.
-            missing_point: a key of :data:`hkd_d2.evaluation.miss_rate.MISSING_POINTS`.
-            setups: names out of :data:`hkd_d2.evaluation.miss_rate.SETUPS`, or setups of your own
-                by name; None for all of ``SETUPS``.
+            missing_point: a key of :data:`hkd_d2.evaluation.protocols.MISSING_POINTS`; None for the
+                protocol's.
+            setups: names out of the protocol's setups, or setups of your own by name; None for all
+                of the protocol's.
             category: contiguous class index of the pedestrians.
             predicted_class: the detector's own index of that class where its class list is another,
                 as a COCO model's; None for ``category``.
+            protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
 
         Raises:
-            ValueError: on an unknown ``missing_point`` or setup, or on malformed records.
+            ValueError: on an unknown ``missing_point``, setup or ``protocol``, or on malformed
+                records.
         """
-        if missing_point not in MISSING_POINTS:
-            raise ValueError(
-                f"missing_point is {missing_point!r}; choose one of {', '.join(MISSING_POINTS)}."
-            )
+        protocol = select_protocol(protocol)
+        if isinstance(protocol, Protocol):
+            protocol = replace(protocol, missing_point=missing_point or protocol.missing_point)
+            if protocol.missing_point not in MISSING_POINTS:
+                raise ValueError(
+                    f"missing_point is {missing_point!r}; choose one of "
+                    f"{', '.join(MISSING_POINTS)}."
+                )
+            self._setups = select_setups(setups, protocol)
+        self._protocol = protocol
         self._dataset_name = dataset_name
         self._output_dir = output_dir
-        self._missing_point = missing_point
-        self._setups = select_setups(SETUPS if setups is None else setups)
         self._predicted_class = category if predicted_class is None else predicted_class
-        self._ground_truth = coco_ground_truth(DatasetCatalog.get(dataset_name), category)
+        self._ground_truth = coco_ground_truth(DatasetCatalog.get(dataset_name), category, protocol)
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
         self.reset()
 
@@ -135,23 +153,54 @@ class PedestrianEvaluator(DatasetEvaluator):
         detections = [row for image in sorted(by_image) for row in by_image[image]]
         self._write("detections", detections)
 
-        results = evaluate_miss_rate(
-            self._ground_truth, detections, self._setups, self._missing_point
-        )
-        self._write("miss_rate", self._describe(results))
-        logger.info(
-            "Log-average miss rate on %s (missing reference points: %s, %s):\n%s",
-            self._dataset_name,
-            self._missing_point,
-            MISSING_POINTS[self._missing_point],
-            format_table(results),
-        )
+        if isinstance(self._protocol, CrowdHumanProtocol):
+            scores = {"crowdhuman": self._score_crowdhuman(detections)}
+        else:
+            scores = {"miss_rate": self._score_miss_rate(detections)}
         average_precision = _coco_average_precision(self._ground_truth, detections)
         logger.info("COCO AP on %s:\n%s", self._dataset_name, create_small_table(average_precision))
-        return OrderedDict(
-            miss_rate={name: result.miss_rate for name, result in results.items()},
-            bbox=average_precision,
+        return OrderedDict(**scores, bbox=average_precision)
+
+    def _score_miss_rate(self, detections: list[dict]) -> dict[str, float]:
+        results = evaluate_miss_rate(
+            self._ground_truth, detections, self._setups, protocol=self._protocol
         )
+        self._write("miss_rate", self._describe(results))
+        missing_point = self._protocol.missing_point
+        logger.info(
+            "Log-average miss rate on %s by protocol %s (missing reference points: %s, %s):\n%s",
+            self._dataset_name,
+            self._protocol.name,
+            missing_point,
+            MISSING_POINTS[missing_point],
+            format_table(results),
+        )
+        return {name: result.miss_rate for name, result in results.items()}
+
+    def _score_crowdhuman(self, detections: list[dict]) -> dict[str, float]:
+        result = evaluate_crowdhuman(self._ground_truth, detections, self._protocol)
+        self._write("crowdhuman", self._describe_crowdhuman(result))
+        table = create_small_table(result.percent())
+        logger.info("CrowdHuman's scores on %s:\n%s", self._dataset_name, table)
+        return result.percent()
+
+    def _describe_crowdhuman(self, result: CrowdHumanResult) -> dict[str, Any]:
+        countable = result.num_ground_truth > 0
+        return {
+            "dataset": self._dataset_name,
+            "num_images": len(self._image_ids),
+            "protocol": self._protocol.name,
+            "rules": self._protocol.rules(),
+            "num_ground_truth": result.num_ground_truth,
+            "num_detections": result.num_detections,
+            "scores": result.percent() if countable else None,
+            "curve": {
+                "score": result.scores.tolist(),
+                "fppi": result.fppi.tolist(),
+                "miss": result.miss.tolist() if countable else None,
+                "precision": result.precision.tolist(),
+            },
+        }
 
     def _describe(self, results: Mapping[str, MissRateResult]) -> dict[str, Any]:
         """Scores, curves and the rules behind them, ready for JSON."""
@@ -159,8 +208,7 @@ class PedestrianEvaluator(DatasetEvaluator):
         for name, result in results.items():
             countable = result.num_ground_truth > 0
             setups[name] = {
-                "height": list(result.setup.height),
-                "visibility": list(result.setup.visibility),
+                **result.setup.ranges(),
                 "num_ground_truth": result.num_ground_truth,
                 "num_detections": result.num_detections,
                 "miss_rate": result.miss_rate,
@@ -174,9 +222,11 @@ class PedestrianEvaluator(DatasetEvaluator):
         return {
             "dataset": self._dataset_name,
             "num_images": len(self._image_ids),
-            "missing_point": self._missing_point,
-            "missing_point_rule": MISSING_POINTS[self._missing_point],
-            "reference_fppi": REFERENCE_FPPI.tolist(),
+            "protocol": self._protocol.name,
+            "rules": self._protocol.rules(),
+            "missing_point": self._protocol.missing_point,
+            "missing_point_rule": MISSING_POINTS[self._protocol.missing_point],
+            "reference_fppi": list(self._protocol.reference_fppi),
             "setups": setups,
         }
 
@@ -189,12 +239,16 @@ class PedestrianEvaluator(DatasetEvaluator):
             logger.info("Wrote %s", path)
 
 
-def coco_ground_truth(dataset_dicts: list[dict], category: int = 0) -> dict[str, Any]:
+def coco_ground_truth(
+    dataset_dicts: list[dict],
+    category: int = 0,
+    protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+) -> dict[str, Any]:
     """Turn Detectron2 records into ground truth for :func:`evaluate_miss_rate`.
 
     The result has the layout of CityPersons' ``val_gt.json``: annotations with ``id`` (from 1, in
     order), ``image_id``, ``category_id`` 1, ``iscrowd``, ``ignore``, ``bbox`` [x, y, w, h],
-    ``height`` and ``vis_ratio``.
+    ``height`` and ``vis_ratio``, and what else of :data:`EXTRA_KEYS` a record has.
 
     Args:
         dataset_dicts: records with ``file_name``, ``image_id`` (int), ``height``, ``width`` and
@@ -202,6 +256,7 @@ def coco_ground_truth(dataset_dicts: list[dict], category: int = 0) -> dict[str,
             ``category_id``, and where it applies ``iscrowd``, ``ignore`` (0 or 1; a crowd is
             ignored in any case) and ``vis_ratio`` (1 where missing).
         category: contiguous index of the pedestrians; annotations of other classes are left out.
+        protocol: by whose rules the result will be evaluated: what it has to have.
 
     Raises:
         ValueError: if a record lacks a key, has a box in another mode, or if image ids are not
@@ -235,13 +290,14 @@ def coco_ground_truth(dataset_dicts: list[dict], category: int = 0) -> dict[str,
                     "height": box[3],
                     "vis_ratio": annotation.get("vis_ratio", 1.0),
                 }
+                | {key: annotation[key] for key in EXTRA_KEYS if key in annotation}
             )
     ground_truth = {
         "images": images,
         "categories": [{"id": PEDESTRIAN, "name": "pedestrian"}],
         "annotations": annotations,
     }
-    check_ground_truth(ground_truth, "the dataset's ground truth")
+    check_ground_truth(ground_truth, "the dataset's ground truth", protocol)
     return ground_truth
 
 

@@ -3,7 +3,8 @@
 Needs NumPy alone. The numbers equal those of the benchmark's evaluation script (Zhang, Benenson and
 Schiele, "CityPersons", CVPR 2017; github.com/cvgroup-njust/CityPersons, ``eval_script``), which
 follows the Caltech protocol (Dollar et al., "Pedestrian Detection: An Evaluation of the State of
-the Art", PAMI 2012). One setup is evaluated like this:
+the Art", PAMI 2012). Other benchmarks change some of the steps:
+:class:`hkd_d2.evaluation.protocols.Protocol` names each change. One setup is evaluated like this:
 
 1.  Ground truth of category 1. A box whose height or visible share lies outside the setup's range
     is ignored, as are those that the file itself marks ``ignore``.
@@ -38,13 +39,25 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from .protocols import (
+    CITYPERSONS,
+    MISSING_POINTS,
+    NO_LIMIT,
+    ROUNDED_FPPI,
+    SETUPS,
+    CrowdHumanProtocol,
+    Protocol,
+    Setup,
+    select_protocol,
+    select_setups,
+)
+
 try:
-    from hkd_d2._native import miss_rate_curves, read_annotations, read_detections
+    from hkd_d2._native import read_annotations, read_detections, trace_setups
 
     NATIVE = True
 except ImportError as _error:
@@ -77,68 +90,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PEDESTRIAN = 1  # the one category that counts, fixed by the benchmark
-MAX_DETECTIONS = 1000  # per image
 MIN_OVERLAP = 0.5
-HEIGHT_SLACK = 1.25  # detections may miss the setup's heights by this factor
+HEIGHT_SLACK = CITYPERSONS.height_slack
 NATIVE_SETUPS = 64  # of one pass of the compiled matcher
 
-# 10^(-2 : 0.25 : 0), as the four-decimal literals of the published script.
-REFERENCE_FPPI = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
+# The nine values of FPPI, rounded as in the published script.
+REFERENCE_FPPI = np.array(ROUNDED_FPPI)
 REFERENCE_FPPI.flags.writeable = False
-
-# The recall at a reference value below the FPPI of the first operating point.
-MISSING_POINTS = MappingProxyType(
-    {
-        "official": "the recall of the last operating point, which is the best one (index -1 wraps "
-        "around in the published Python script)",
-        "matlab": "recall 0, as in the MATLAB toolbox of the Caltech benchmark",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Which pedestrians count; both ranges include their bounds.
-
-    Attributes:
-        height: lowest and highest height in pixels.
-        visibility: lowest and highest visible share of the full box's area.
-    """
-
-    height: tuple[float, float]
-    visibility: tuple[float, float]
-
-    def counts(self, annotation: Mapping[str, Any]) -> bool:
-        """Whether an annotation of the category is countable."""
-        return (
-            not annotation.get("ignore", 0)
-            and self.height[0] <= annotation["height"] <= self.height[1]
-            and self.visibility[0] <= annotation["vis_ratio"] <= self.visibility[1]
-        )
-
-
-_NO_LIMIT = 1e10
-
-# Two setups mean "heavily occluded", and they differ by about nine points on the same detections:
-# "Reasonable_occ=heavy" (0.2 to 0.65) is the benchmark's own, "heavy" (0 to 0.65) belongs to the
-# bare / partial / heavy split of the CSP line of papers.
-SETUPS = MappingProxyType(
-    {
-        # the benchmark's own
-        "Reasonable": Setup((50, _NO_LIMIT), (0.65, _NO_LIMIT)),
-        "Reasonable_small": Setup((50, 75), (0.65, _NO_LIMIT)),
-        "Reasonable_occ=heavy": Setup((50, _NO_LIMIT), (0.2, 0.65)),
-        "All": Setup((20, _NO_LIMIT), (0.2, _NO_LIMIT)),
-        # by occlusion
-        "bare": Setup((50, _NO_LIMIT), (0.9, _NO_LIMIT)),
-        "partial": Setup((50, _NO_LIMIT), (0.65, 0.9)),
-        "heavy": Setup((50, _NO_LIMIT), (0, 0.65)),
-        # by size
-        "small": Setup((50, 75), (0.65, _NO_LIMIT)),
-        "middle": Setup((75, 100), (0.65, _NO_LIMIT)),
-        "large": Setup((100, _NO_LIMIT), (0.65, _NO_LIMIT)),
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +112,8 @@ class MissRateResult:
         scores: float64 (num_detections,), falling; the threshold of each operating point.
         fppi: float64 (num_detections,), false positives per image.
         miss: float64 (num_detections,), one minus recall; NaN where nothing is countable.
-        reference_miss: float64 (9,), the misses read at ``REFERENCE_FPPI``; NaN likewise.
+        reference_miss: float64 (9,), the misses read at the protocol's reference values of FPPI;
+            NaN likewise.
     """
 
     setup: Setup
@@ -196,9 +155,10 @@ class SetupMatches:
 def evaluate_miss_rate(
     ground_truth: Mapping[str, Any],
     detections: list[dict[str, Any]],
-    setups: Mapping[str, Setup] | Iterable[str] = SETUPS,
-    missing_point: str = "official",
+    setups: Mapping[str, Setup] | Iterable[str] | None = None,
+    missing_point: str | None = None,
     impl: str | None = None,
+    protocol: Protocol | str = CITYPERSONS,
 ) -> dict[str, MissRateResult]:
     """Compute the log-average miss rate of every setup. The arguments are not changed.
 
@@ -206,29 +166,33 @@ def evaluate_miss_rate(
         ground_truth: COCO-style, as :func:`load_ground_truth` returns it.
         detections: COCO results, as :func:`load_detections` returns them. Those of a category other
             than 1 are dropped, as the published script does, and a warning says how many.
-        setups: names out of :data:`SETUPS`, or setups of your own by name.
+        setups: names out of the protocol's setups, or setups of your own by name; None for all of
+            the protocol's.
         missing_point: a key of :data:`MISSING_POINTS`, the recall at a reference value that lies
-            below the first operating point. Below 100 images one early false positive is enough to
-            make a difference; from 100 images on none is.
+            below the first operating point; None for the protocol's. Below 100 images one early
+            false positive is enough to make a difference; from 100 images on none is.
         impl: "native" for the compiled matcher, "reference" for the definition, whose results are
             the same bits; None for the first where it is compiled.
+        protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
 
     Returns:
         A result for each setup, in the order of ``setups``.
 
     Raises:
         ValueError: on malformed ground truth or detections, naming the row, an unknown setup, an
-            unknown ``missing_point`` or an unknown ``impl``.
+            unknown ``missing_point``, ``impl`` or ``protocol``.
         RuntimeError: if ``impl`` is "native" where that is not compiled.
     """
+    protocol = _miss_rate_protocol(protocol)
+    missing_point = protocol.missing_point if missing_point is None else missing_point
     if missing_point not in MISSING_POINTS:
         raise ValueError(
             f"missing_point is {missing_point!r}; choose one of {', '.join(MISSING_POINTS)}."
         )
-    setups = select_setups(setups)
+    protocol = replace(protocol, missing_point=missing_point)
+    setups = select_setups(setups, protocol)
     native = _use_native(impl)
-    truth = _read_ground_truth(ground_truth, "ground truth", native)
-    found = _read_detections(detections, truth, "detections", native)
+    truth, found = _read(ground_truth, detections, protocol, native)
     if len(found.score) < len(detections):
         logger.warning(
             "%d of %d detections have a category_id other than %d and do not count.",
@@ -237,31 +201,34 @@ def evaluate_miss_rate(
             PEDESTRIAN,
         )
     num_images = len(truth.image_index)
-    if 1 / num_images > REFERENCE_FPPI[0]:
+    if 1 / num_images > protocol.reference_fppi[0]:
         logger.warning(
             "The set has %d images, so that one false positive is %.3g per image: where a curve "
             "starts above %.2g, the miss rate hangs on the rule %r, %s.",
             num_images,
             1 / num_images,
-            REFERENCE_FPPI[0],
+            protocol.reference_fppi[0],
             missing_point,
             MISSING_POINTS[missing_point],
         )
     trace = _trace_native if native else _trace_reference
-    curves = trace(list(setups.values()), truth, found)
+    curves = trace(list(setups.values()), truth, found, protocol)
     if not truth.has_category:
         curves = [
             replace(curve, num_ground_truth=0, miss=np.full_like(curve.miss, np.nan))
             for curve in curves
         ]
     return {
-        name: _summarise(setup, curve, missing_point)
+        name: _summarise(setup, curve, protocol)
         for (name, setup), curve in zip(setups.items(), curves, strict=True)
     }
 
 
 def match_setup(
-    ground_truth: Mapping[str, Any], detections: list[dict[str, Any]], setup: Setup
+    ground_truth: Mapping[str, Any],
+    detections: list[dict[str, Any]],
+    setup: Setup,
+    protocol: Protocol | str = CITYPERSONS,
 ) -> SetupMatches:
     """Match as :func:`evaluate_miss_rate` does, and say which box became what.
 
@@ -272,24 +239,26 @@ def match_setup(
         ground_truth: COCO-style, as :func:`load_ground_truth` returns it.
         detections: COCO results, as :func:`load_detections` returns them.
         setup: which pedestrians count.
+        protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
 
     Raises:
         ValueError: on malformed ground truth or detections, naming the row.
     """
-    truth = _read_ground_truth(ground_truth, "ground truth", NATIVE)
-    found = _read_detections(detections, truth, "detections", NATIVE)
+    protocol = _miss_rate_protocol(protocol)
+    truth, found = _read(ground_truth, detections, protocol, NATIVE)
     annotations = ground_truth["annotations"]
-    truth_row = _rows_that_count(annotations)
+    truth_row = _rows_that_count(annotations, protocol.labels)
     image = [truth.image_index[annotations[row]["image_id"]] for row in truth_row]
     truth_row = truth_row[np.argsort(image, kind="stable")]  # as _read_ground_truth does
-    order = _rank(found)
+    order = _rank(found, protocol)
     detection_row = _rows_that_count(detections)[order]
 
-    matching = _match(setup, truth, _match_candidates(truth, found.take(order)))
+    candidates = _match_candidates(truth, found.take(order), protocol)
+    matching = _match(setup, truth, candidates, protocol)
     taken = matching.truth >= 0
     annotation = np.full(len(taken), -1, dtype=np.int64)
     annotation[taken] = truth_row[matching.truth[taken]]
-    countable = ~matching.ignore if truth.has_category else np.zeros_like(matching.ignore)
+    countable = matching.countable if truth.has_category else np.zeros_like(matching.countable)
     return SetupMatches(
         num_images=len(truth.image_index),
         detection=detection_row[matching.detection],
@@ -298,9 +267,25 @@ def match_setup(
     )
 
 
-def _rows_that_count(rows: list[dict[str, Any]]) -> np.ndarray:
+def _miss_rate_protocol(protocol: Protocol | str) -> Protocol:
+    protocol = select_protocol(protocol)
+    if not isinstance(protocol, Protocol):
+        raise ValueError(
+            f"protocol {protocol.name!r} has scores of its own; call evaluate_crowdhuman."
+        )
+    return protocol
+
+
+def _rows_that_count(
+    rows: list[dict[str, Any]], labels: tuple[str, ...] | None = None
+) -> np.ndarray:
     return np.array(
-        [number for number, row in enumerate(rows) if row["category_id"] == PEDESTRIAN],
+        [
+            number
+            for number, row in enumerate(rows)
+            if row["category_id"] == PEDESTRIAN
+            and (labels is None or row.get("label", labels[0]) in labels)
+        ],
         dtype=np.int64,
     )
 
@@ -316,30 +301,17 @@ def _use_native(impl: str | None) -> bool:
     return NATIVE and impl != "reference"
 
 
-def select_setups(setups: Mapping[str, Setup] | Iterable[str]) -> dict[str, Setup]:
-    """Look setups up by name; a mapping is returned as it is.
-
-    Raises:
-        ValueError: if a name is not in :data:`SETUPS`.
-    """
-    if isinstance(setups, Mapping):
-        return dict(setups)
-    names = [setups] if isinstance(setups, str) else list(setups)
-    for name in names:
-        if name not in SETUPS:
-            raise ValueError(f"setup {name!r} is unknown; choose from {', '.join(SETUPS)}.")
-    return {name: SETUPS[name] for name in names}
-
-
 def format_table(results: Mapping[str, MissRateResult]) -> str:
     """Lay results out as a plain-text table: setup, its ranges, countable boxes, percent."""
-    rows = [("setup", "height", "visibility", "boxes", "MR^-2 %")]
+    ranges = ["height", "visibility"]
+    if any(result.setup.occlusion for result in results.values()):
+        ranges = ["height", "occlusion"]
+    rows = [("setup", *ranges, "boxes", "MR^-2 %")]
     for name, result in results.items():
         rows.append(
             (
                 name,
-                _format_range(result.setup.height),
-                _format_range(result.setup.visibility),
+                *(_format_range(getattr(result.setup, quantity)) for quantity in ranges),
                 str(result.num_ground_truth),
                 f"{result.miss_rate:.2f}",
             )
@@ -355,38 +327,51 @@ def format_table(results: Mapping[str, MissRateResult]) -> str:
     return "\n".join(lines)
 
 
-def _format_range(bounds: tuple[float, float]) -> str:
-    low, high = bounds
-    return f">= {low:g}" if high >= _NO_LIMIT else f"{low:g} to {high:g}"
+def _format_range(bounds: tuple[float, float] | None) -> str:
+    low, high = bounds or (0, NO_LIMIT)
+    if low >= NO_LIMIT:
+        return "full"
+    return f">= {low:g}" if high >= NO_LIMIT else f"{low:g} to {high:g}"
 
 
 # ------------------------------------------------------------------------------------ reading
 
 
-def load_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
+def load_ground_truth(
+    path: str | os.PathLike, protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS
+) -> dict[str, Any]:
     """Read a COCO-style ground-truth file such as CityPersons' ``val_gt.json``.
 
     Args:
         path: a JSON object with ``images`` (each with an integer ``id``), ``categories`` and
             ``annotations``: ``image_id``, ``category_id``, ``bbox`` [x, y, w, h] in pixels,
             ``height`` in pixels, ``vis_ratio`` (visible share) and, where it is not 0, ``ignore``.
+        protocol: whose rules it will be evaluated by, which decides what else an annotation needs,
+            or need not have: ``occlusion`` (KAIST: 0, 1 or 2; EuroCity: percent), ``truncation``
+            (percent, 0 where missing), ``label``; and whether images need ``width`` and ``height``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is malformed; the message names the file and the row.
     """
     ground_truth = _load_json(path)
-    check_ground_truth(ground_truth, str(path))
+    check_ground_truth(ground_truth, str(path), protocol)
     return ground_truth
 
 
-def check_ground_truth(ground_truth: Mapping[str, Any], source: str) -> None:
+def check_ground_truth(
+    ground_truth: Mapping[str, Any],
+    source: str,
+    protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+) -> None:
     """Raise ValueError, naming ``source`` and the row, where ground truth is malformed."""
-    _read_ground_truth(ground_truth, source, NATIVE)
+    _read_ground_truth(ground_truth, source, select_protocol(protocol), NATIVE)
 
 
 def load_detections(
-    path: str | os.PathLike, ground_truth: Mapping[str, Any]
+    path: str | os.PathLike,
+    ground_truth: Mapping[str, Any],
+    protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
 ) -> list[dict[str, Any]]:
     """Read detections in COCO's result format.
 
@@ -394,6 +379,7 @@ def load_detections(
         path: a JSON list of ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``, in any
             order; it may be empty.
         ground_truth: what the detections will be evaluated against.
+        protocol: by whose rules, as of :func:`load_ground_truth`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -401,9 +387,19 @@ def load_detections(
             not have; the message names the file and the row.
     """
     detections = _load_json(path)
-    truth = _read_ground_truth(ground_truth, "ground truth", NATIVE)
-    _read_detections(detections, truth, str(path), NATIVE)
+    check_detections(detections, ground_truth, str(path), protocol)
     return detections
+
+
+def check_detections(
+    detections: list[dict[str, Any]],
+    ground_truth: Mapping[str, Any],
+    source: str,
+    protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+) -> None:
+    """Raise ValueError, naming ``source`` and the row, where detections are malformed."""
+    truth = _read_ground_truth(ground_truth, "ground truth", select_protocol(protocol), NATIVE)
+    _read_detections(detections, truth, source, NATIVE)
 
 
 def _load_json(path):
@@ -427,10 +423,23 @@ class _GroundTruth(_Boxes):
     """Of the category that counts, by image, then in the order of the file."""
 
     image_index: dict[int, int]  # image id -> index
+    image_size: np.ndarray | None  # float64 (I, 2), width and height, where boxes are cut
+    counted_box: np.ndarray  # float64 (N, 4), in the place of ``box`` where it is countable
     height: np.ndarray  # float64 (N,)
     visibility: np.ndarray  # float64 (N,)
-    ignore: np.ndarray  # bool (N,), the file's own flag
+    occlusion: np.ndarray | None  # float64 (N,), where the protocol has it
+    truncation: np.ndarray | None  # float64 (N,), likewise
+    ignore: np.ndarray  # bool (N,), the file's own flag, and what no setup counts
+    region: np.ndarray  # bool (N,), ignored, it absorbs by the detection's own area
     has_category: bool  # the category that counts is among the categories
+
+    def take(self, rows: np.ndarray) -> "_GroundTruth":
+        columns = {
+            name: column[rows]
+            for name, column in vars(self).items()
+            if isinstance(column, np.ndarray) and name != "image_size"
+        }
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -443,7 +452,24 @@ class _Detections(_Boxes):
         return _Detections(self.image[order], self.box[order], self.score[order])
 
 
-def _read_ground_truth(ground_truth, source: str, native: bool) -> _GroundTruth:
+def _read(
+    ground_truth, detections, protocol: Protocol, native: bool
+) -> tuple[_GroundTruth, _Detections]:
+    """Both as the protocol matches them."""
+    truth = _read_ground_truth(ground_truth, "ground truth", protocol, native)
+    found = _read_detections(detections, truth, "detections", native)
+    if protocol.clip_to_image:
+        found = replace(found, box=_cut(found.box, truth.image_size[found.image]))
+    if protocol.resize_detections:
+        found = replace(found, box=_resize(found.box, protocol.aspect_ratio))
+    if protocol.skip_undetected:
+        truth = replace(truth, ignore=truth.ignore | ~np.isin(truth.image, found.image))
+    return truth, found
+
+
+def _read_ground_truth(
+    ground_truth, source: str, protocol: Protocol | CrowdHumanProtocol, native: bool
+) -> _GroundTruth:
     if not isinstance(ground_truth, Mapping):
         raise ValueError(
             f"{source} holds a {type(ground_truth).__name__}, not an object with images, "
@@ -472,21 +498,109 @@ def _read_ground_truth(ground_truth, source: str, native: bool) -> _GroundTruth:
     # The compiled reader gives None where a row is not what json.load makes of a good one.
     columns = read_annotations(annotations, image_index, PEDESTRIAN) if native else None
     if columns is None:
-        columns = _read_annotations(annotations, image_index, source)
-    order = np.argsort(columns[0], kind="stable")
-    image, box, height, visibility, ignore = (column[order] for column in columns)
-    return _GroundTruth(
+        columns = _read_annotations(annotations, image_index, source, protocol.annotation_keys)
+    image, box, height, visibility, ignore = columns
+    truth = _GroundTruth(
         image=image,
         box=box,
         image_index=image_index,
+        image_size=None,
+        counted_box=box,
         height=height,
         visibility=visibility,
+        occlusion=None,
+        truncation=None,
         ignore=ignore,
+        region=np.ones(len(image), dtype=bool),
         has_category=any(category["id"] == PEDESTRIAN for category in ground_truth["categories"]),
     )
+    if protocol.clip_to_image:
+        truth = replace(truth, image_size=_image_sizes(ground_truth["images"], source))
+    if isinstance(protocol, Protocol):
+        truth = _apply_protocol(truth, annotations, source, protocol)
+    return truth.take(np.argsort(truth.image, kind="stable"))
 
 
-def _read_annotations(annotations, image_index: dict[int, int], source: str):
+def _apply_protocol(
+    truth: _GroundTruth, annotations: list, source: str, protocol: Protocol
+) -> _GroundTruth:
+    """The rules that are the same for all setups; rows in the order of the file."""
+    changed = {}
+    if "occlusion" in protocol.annotation_keys:
+        for key in ("occlusion", "truncation"):
+            changed[key] = _read_column(
+                annotations, key, source, required=key in protocol.annotation_keys
+            )
+    if protocol.ignored_overlap == "crowd":
+        changed["region"] = _read_column(annotations, "iscrowd", source).astype(bool)
+    box = truth.box
+    if protocol.clip_to_image:
+        box = changed["box"] = _cut(box, truth.image_size[truth.image])
+        changed["height"] = box[:, 3]
+    if protocol.border:
+        low, high = box[:, :2], box[:, :2] + box[:, 2:]
+        first, last = protocol.border[:2], protocol.border[2:]
+        inside = (low >= first) & (low <= last) & (high >= first) & (high <= last)
+        changed["ignore"] = truth.ignore | ~inside.all(axis=1)
+    changed["counted_box"] = _resize(box, protocol.aspect_ratio) if protocol.aspect_ratio else box
+    if protocol.full_visibility != 1:
+        full = truth.visibility == 1
+        changed["visibility"] = np.where(full, protocol.full_visibility, truth.visibility)
+    truth = replace(truth, **changed)
+    if protocol.labels is None:
+        return truth
+    stays = _rows_that_count(annotations, protocol.labels)
+    return truth.take(np.isin(_rows_that_count(annotations), stays))
+
+
+def _read_column(annotations: list, key: str, source: str, required: bool = False) -> np.ndarray:
+    """A number of 0 or more of each annotation that counts, 0 where it is missing; float64."""
+    values = []
+    for row in _rows_that_count(annotations).tolist():
+        where = f"{source}: annotations[{row}]"
+        if required:
+            _check_keys(annotations[row], (key,), where)
+        value = annotations[row].get(key, 0)
+        if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{where} has {key} {value!r}; make it a number of 0 or more.")
+        values.append(value)
+    return np.array(values, dtype=np.float64)
+
+
+def _image_sizes(images: list, source: str) -> np.ndarray:
+    """Width and height of the images in the order of their ids, float64 (I, 2)."""
+    sizes = {}
+    for row, image in enumerate(images):
+        where = f"{source}: images[{row}]"
+        _check_keys(image, ("width", "height"), where)
+        sizes[image["id"]] = size = (image["width"], image["height"])
+        if not all(_is_finite(side) and side > 0 for side in size):
+            raise ValueError(f"{where} has width and height {size}; make them pixels.")
+    return np.array([sizes[image_id] for image_id in sorted(sizes)], dtype=np.float64)
+
+
+def _cut(box: np.ndarray, image_size: np.ndarray) -> np.ndarray:
+    """Boxes cut at the edges of their images; those inside keep their bits."""
+    low, side = box[:, :2], box[:, 2:]
+    high = low + side
+    inside = (low >= 0) & (high <= image_size)
+    cut_low = low.clip(min=0)
+    cut_side = (np.minimum(high, image_size) - cut_low).clip(min=0)
+    return np.concatenate([np.where(inside, low, cut_low), np.where(inside, side, cut_side)], 1)
+
+
+def _resize(box: np.ndarray, aspect_ratio: float) -> np.ndarray:
+    """Boxes of that width over height, about their centres; summed as bbApply's resize does."""
+    box = box.copy()
+    wider = box[:, 3] * aspect_ratio - box[:, 2]
+    box[:, 0] -= wider / 2
+    box[:, 2] += wider
+    return box
+
+
+def _read_annotations(
+    annotations, image_index: dict[int, int], source: str, required: tuple[str, ...]
+):
     """Columns of the annotations that count: image, box, height, visibility, ignore."""
     annotation_ids = set()
     image, box, height, visibility, ignore = [], [], [], [], []
@@ -502,20 +616,22 @@ def _read_annotations(annotations, image_index: dict[int, int], source: str):
         annotation_ids.add(annotation_id)
         if annotation["category_id"] != PEDESTRIAN:
             continue
-        _check_keys(annotation, ("bbox", "height", "vis_ratio"), where)
+        _check_keys(annotation, ("bbox",), where)
         _check_box(annotation["bbox"], where)
-        for key in ("height", "vis_ratio"):
-            if not _is_finite(annotation[key]) or annotation[key] < 0:
-                raise ValueError(
-                    f"{where} has {key} {annotation[key]!r}; make it a number of 0 or more."
-                )
+        quantities = {"height": annotation["bbox"][3], "vis_ratio": 1.0}
+        for key in quantities:
+            if key in required:
+                _check_keys(annotation, (key,), where)
+            value = quantities[key] = annotation.get(key, quantities[key])
+            if not _is_finite(value) or value < 0:
+                raise ValueError(f"{where} has {key} {value!r}; make it a number of 0 or more.")
         flag = annotation.get("ignore", 0)
         if not isinstance(flag, Real) or flag not in (0, 1):
             raise ValueError(f"{where} has ignore {flag!r}; make it 0 or 1.")
         image.append(image_index[annotation["image_id"]])
         box.append(annotation["bbox"])
-        height.append(annotation["height"])
-        visibility.append(annotation["vis_ratio"])
+        height.append(quantities["height"])
+        visibility.append(quantities["vis_ratio"])
         ignore.append(flag)
 
     return (
@@ -609,8 +725,8 @@ class _Candidates:
     detections: _Detections
     detection: np.ndarray  # int64 (P,), index into detections
     truth: np.ndarray  # int64 (P,), index into the ground truth
-    over_union: np.ndarray  # bool (P,), intersection over union is enough
-    over_detection: np.ndarray  # bool (P,), intersection over the detection's area is enough
+    matches: np.ndarray  # bool (P,), the overlap is enough where the ground truth is countable
+    absorbs: np.ndarray  # bool (P,), the overlap is enough where it is ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -619,49 +735,57 @@ class _Matching:
 
     detection: np.ndarray  # int64 (D,), index into the candidates' detections
     truth: np.ndarray  # int64 (D,), index into the ground truth; -1 for a false positive
-    ignore: np.ndarray  # bool (G,), ground truth that does not count in this setup
+    countable: np.ndarray  # bool (G,), ground truth that counts in this setup
 
 
 def _trace_native(
-    setups: list[Setup], truth: _GroundTruth, detections: _Detections
+    setups: list[Setup], truth: _GroundTruth, detections: _Detections, protocol: Protocol
 ) -> list[_Curve]:
-    ranges = [[*setup.height, *setup.visibility, *_detection_heights(setup)] for setup in setups]
-    return [
-        _Curve(*curve)
-        for first in range(0, len(setups), NATIVE_SETUPS)
-        for curve in miss_rate_curves(
+    most = np.iinfo(np.int64).max
+    curves = []
+    for first in range(0, len(setups), NATIVE_SETUPS):
+        part = setups[first : first + NATIVE_SETUPS]
+        countable = np.zeros(len(truth.image), dtype=np.uint64)
+        for bit, setup in enumerate(part):
+            countable |= _countable(setup, truth, protocol).astype(np.uint64) << np.uint64(bit)
+        curves += trace_setups(
             truth.image,
             truth.box,
-            truth.height,
-            truth.visibility,
-            truth.ignore,
+            truth.counted_box,
+            truth.region,
+            countable,
             detections.image,
             detections.box,
             detections.score,
-            ranges=np.array(ranges[first : first + NATIVE_SETUPS], dtype=np.float64),
+            heights=np.array([_first_and_end(setup, protocol) for setup in part]),
             images=len(truth.image_index),
-            max_detections=MAX_DETECTIONS,
+            max_detections=most if protocol.max_detections is None else protocol.max_detections,
             min_overlap=MIN_OVERLAP,
         )
-    ]
+    return [_Curve(*curve) for curve in curves]
 
 
 def _trace_reference(
-    setups: list[Setup], truth: _GroundTruth, detections: _Detections
+    setups: list[Setup], truth: _GroundTruth, detections: _Detections, protocol: Protocol
 ) -> list[_Curve]:
-    candidates = _match_candidates(truth, detections.take(_rank(detections)))
-    return [_trace_setup(setup, truth, candidates) for setup in setups]
+    ranked = detections.take(_rank(detections, protocol))
+    candidates = _match_candidates(truth, ranked, protocol)
+    return [_trace_setup(setup, truth, candidates, protocol) for setup in setups]
 
 
-def _rank(detections: _Detections) -> np.ndarray:
+def _rank(detections: _Detections, protocol: Protocol) -> np.ndarray:
     """Indices by image, then falling score, each image cut to the first that count."""
     order = np.lexsort((-detections.score, detections.image))  # ties stay in the order of the file
+    if protocol.max_detections is None:
+        return order
     image = detections.image[order]
     rank = np.arange(len(image)) - np.searchsorted(image, image)  # within the image
-    return order[rank < MAX_DETECTIONS]
+    return order[rank < protocol.max_detections]
 
 
-def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidates:
+def _match_candidates(
+    truth: _GroundTruth, detections: _Detections, protocol: Protocol
+) -> _Candidates:
     images = np.arange(len(truth.image_index) + 1)
     truth_start = np.searchsorted(truth.image, images)
     detection_start = np.searchsorted(detections.image, images)
@@ -669,24 +793,26 @@ def _match_candidates(truth: _GroundTruth, detections: _Detections) -> _Candidat
     index = [np.zeros((2, 0), dtype=np.int64)]
     overlap = [np.zeros((2, 0))]
     for image in images[:-1]:
-        first, first_truth = detection_start[image], truth_start[image]
-        over_union, over_detection = overlaps(
-            detections.box[first : detection_start[image + 1]],
-            truth.box[first_truth : truth_start[image + 1]],
-        )
-        enough = (over_union >= MIN_OVERLAP) | (over_detection >= MIN_OVERLAP)
+        people = slice(truth_start[image], truth_start[image + 1])
+        boxes = detections.box[detection_start[image] : detection_start[image + 1]]
+        over_union, over_detection = overlaps(boxes, truth.counted_box[people])
+        ignored = over_detection
+        if protocol.aspect_ratio or protocol.ignored_overlap == "crowd":
+            plain_over_union, over_detection = overlaps(boxes, truth.box[people])
+            ignored = np.where(truth.region[people], over_detection, plain_over_union)
+        enough = (over_union >= MIN_OVERLAP) | (ignored >= MIN_OVERLAP)
         row, column = np.nonzero(enough)
-        index.append(np.stack([row + first, column + first_truth]))
-        overlap.append(np.stack([over_union[enough], over_detection[enough]]))
+        index.append(np.stack([row + detection_start[image], column + truth_start[image]]))
+        overlap.append(np.stack([over_union[enough], ignored[enough]]))
     detection, matched = np.concatenate(index, axis=1)
-    over_union, over_detection = np.concatenate(overlap, axis=1)
+    over_union, ignored = np.concatenate(overlap, axis=1)
     order = np.lexsort((-matched, -over_union, detection))
     return _Candidates(
         detections=detections,
         detection=detection[order],
         truth=matched[order],
-        over_union=over_union[order] >= MIN_OVERLAP,
-        over_detection=over_detection[order] >= MIN_OVERLAP,
+        matches=over_union[order] >= MIN_OVERLAP,
+        absorbs=ignored[order] >= MIN_OVERLAP,
     )
 
 
@@ -713,18 +839,22 @@ def overlaps(detections: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.
     )
 
 
-def _match(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Matching:
+def _match(
+    setup: Setup, truth: _GroundTruth, candidates: _Candidates, protocol: Protocol
+) -> _Matching:
     detections = candidates.detections
-    ignore = truth.ignore | _outside(truth.height, setup.height)
-    ignore |= _outside(truth.visibility, setup.visibility)
+    countable = _countable(setup, truth, protocol)
     height = detections.box[:, 3]
-    low, high = _detection_heights(setup)
-    kept = (height >= low) & (height < high)
+    kept = np.ones(len(height), dtype=bool)
+    if protocol.height_slack is not None:
+        low = setup.height[0] / protocol.height_slack
+        kept = height > low if protocol.lowest_is_dropped else height >= low
+        kept &= height < setup.height[1] * protocol.height_slack
 
-    ignored_truth = ignore[candidates.truth]
-    may_match = candidates.over_union & ~ignored_truth & kept[candidates.detection]
+    may_count = countable[candidates.truth]
+    may_match = candidates.matches & may_count & kept[candidates.detection]
     matched = np.full(len(height), -1, dtype=np.int64)
-    taken = np.zeros(len(ignore), dtype=bool)
+    taken = np.zeros(len(countable), dtype=bool)
     for detection, box in zip(
         candidates.detection[may_match].tolist(), candidates.truth[may_match].tolist(), strict=True
     ):
@@ -732,17 +862,45 @@ def _match(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Match
             matched[detection] = box
             taken[box] = True
     absorbed = np.zeros(len(height), dtype=bool)
-    absorbed[candidates.detection[candidates.over_detection & ignored_truth]] = True
+    absorbed[candidates.detection[candidates.absorbs & ~may_count]] = True
 
     counted = np.flatnonzero(kept & ((matched >= 0) | ~absorbed))
     counted = counted[np.argsort(-detections.score[counted], kind="stable")]
-    return _Matching(detection=counted, truth=matched[counted], ignore=ignore)
+    return _Matching(detection=counted, truth=matched[counted], countable=countable)
 
 
-def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> _Curve:
-    matching = _match(setup, truth, candidates)
+def _countable(setup: Setup, truth: _GroundTruth, protocol: Protocol) -> np.ndarray:
+    """Ground truth that counts in the setup, bool (G,)."""
+    counts = ~truth.ignore
+    for quantity, (low, high) in setup.ranges().items():
+        values = getattr(truth, quantity)
+        if values is None:
+            raise ValueError(
+                f"A setup has a range of {quantity}, which protocol {protocol.name!r} does not "
+                "read; choose another protocol or leave the range out."
+            )
+        counts &= values >= low
+        counts &= values < high if quantity in protocol.half_open else values <= high
+    return counts
+
+
+def _first_and_end(setup: Setup, protocol: Protocol) -> tuple[float, float]:
+    """Heights of detections for the compiled matcher: from the first on, below the second."""
+    if protocol.height_slack is None:
+        return 0.0, math.inf
+    low, high = setup.height
+    first = low / protocol.height_slack
+    if protocol.lowest_is_dropped:
+        first = float(np.nextafter(first, math.inf))
+    return first, high * protocol.height_slack
+
+
+def _trace_setup(
+    setup: Setup, truth: _GroundTruth, candidates: _Candidates, protocol: Protocol
+) -> _Curve:
+    matching = _match(setup, truth, candidates, protocol)
     true_positive = matching.truth >= 0
-    num_ground_truth = int(np.count_nonzero(~matching.ignore))
+    num_ground_truth = int(np.count_nonzero(matching.countable))
     if num_ground_truth:
         miss = 1 - np.cumsum(true_positive) / num_ground_truth
     else:
@@ -755,23 +913,14 @@ def _trace_setup(setup: Setup, truth: _GroundTruth, candidates: _Candidates) -> 
     )
 
 
-def _detection_heights(setup: Setup) -> tuple[float, float]:
-    """From the first on, below the second."""
-    low, high = setup.height
-    return low / HEIGHT_SLACK, high * HEIGHT_SLACK
-
-
-def _outside(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    return (values < bounds[0]) | (values > bounds[1])
-
-
-def _summarise(setup: Setup, curve: _Curve, missing_point: str) -> MissRateResult:
+def _summarise(setup: Setup, curve: _Curve, protocol: Protocol) -> MissRateResult:
     if curve.num_ground_truth:
-        reference_miss = _miss_at_references(curve, missing_point)
+        reference_miss = _miss_at_references(curve, protocol)
         with np.errstate(divide="ignore"):  # perfect recall: log 0, and a miss rate of 0
-            miss_rate = float(np.exp(np.mean(np.log(reference_miss))) * 100)
+            logs = np.log(np.maximum(reference_miss, protocol.miss_floor))
+            miss_rate = float(np.exp(np.mean(logs)) * 100)
     else:
-        reference_miss = np.full(len(REFERENCE_FPPI), np.nan)
+        reference_miss = np.full(len(protocol.reference_fppi), np.nan)
         miss_rate = -100.0
     return MissRateResult(
         setup=setup,
@@ -785,9 +934,11 @@ def _summarise(setup: Setup, curve: _Curve, missing_point: str) -> MissRateResul
     )
 
 
-def _miss_at_references(curve: _Curve, missing_point: str) -> np.ndarray:
+def _miss_at_references(curve: _Curve, protocol: Protocol) -> np.ndarray:
+    reference_fppi = np.array(protocol.reference_fppi)
     if not len(curve.fppi):  # no counted detection
-        return np.ones(len(REFERENCE_FPPI))
-    last = np.searchsorted(curve.fppi, REFERENCE_FPPI, side="right") - 1
+        return np.ones(len(reference_fppi))
+    last = np.searchsorted(curve.fppi, reference_fppi, side="right") - 1
     at_reference = curve.miss[last]  # official: -1 wraps around to the last operating point
-    return at_reference if missing_point == "official" else np.where(last < 0, 1.0, at_reference)
+    wraps = protocol.missing_point == "official"
+    return at_reference if wraps else np.where(last < 0, 1.0, at_reference)

@@ -1,5 +1,6 @@
 """Read and write checkpoints: a student's file is a plain Detectron2 checkpoint of the student."""
 
+import hashlib
 import os
 import pickle
 
@@ -16,7 +17,7 @@ class StudentCheckpointer(DetectionCheckpointer):
     The key ``model`` holds the student's own state, so the student's plain config reads the file;
     the trainable state of the distillation terms stands beside it under ``hkd``. Files are read
     without executing code from them: tensors and plain containers from ``.pth``, numpy arrays and
-    plain containers from a model zoo's ``.pkl``.
+    plain containers from a model zoo's ``.pkl``, tensors alone from ``.safetensors``.
 
     Args:
         model (nn.Module): a detector, a :class:`HKDDetector`, or either in DDP.
@@ -124,6 +125,8 @@ class StudentCheckpointer(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_file(self, filename):
+        if filename.endswith(".safetensors"):
+            return {"model": _read_safetensors(filename)}
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         with PathManager.open(filename, "rb") as f:
@@ -133,6 +136,33 @@ class StudentCheckpointer(DetectionCheckpointer):
         data = data.get("blobs", data)
         weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_safetensors(filename):
+    try:
+        import safetensors
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Safetensors files need safetensors; install it with: pip install safetensors"
+        ) from error
+    try:
+        return load_file(filename)
+    except safetensors.SafetensorError as error:
+        raise pickle.UnpicklingError(str(error)) from error  # see load
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a model's state: names, dtypes, shapes and values, in the order of names.
+
+    It tells weights apart, not files: the same weights have one in any format.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _ArrayUnpickler(pickle.Unpickler):

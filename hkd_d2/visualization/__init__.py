@@ -1,9 +1,10 @@
-"""Pictures for people: curves of miss rate and training, detections, errors, stages of a step.
+"""Pictures for people: samples of data, curves, detections, errors, stages of a step.
 
 Everything is drawn with matplotlib's Agg canvas, without a display and without pyplot's global
 state, in colours that the colour-blind can tell apart.
 """
 
+from .annotations import draw_annotations, plot_samples, sample_records
 from .curves import COLOURS, plot_miss_rate, plot_training
 from .detections import (
     Matches,
@@ -25,6 +26,7 @@ __all__ = [
     "Scene",
     "compare_detections",
     "crop_tile",
+    "draw_annotations",
     "draw_detections",
     "make_scenes",
     "match_detections",
@@ -33,6 +35,8 @@ __all__ = [
     "plot_methods",
     "plot_miss_ranges",
     "plot_miss_rate",
+    "plot_samples",
     "plot_training",
+    "sample_records",
     "write_error_page",
 ]

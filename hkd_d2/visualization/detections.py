@@ -237,22 +237,27 @@ def compare_detections(scenes: Mapping[str, Scene], path: str | os.PathLike, tit
     figure.savefig(path, dpi=DPI)
 
 
-def _draw(axes: Axes, boxes: np.ndarray, what: str, width: float) -> None:
-    colour, dash = STYLES[what]
-    for x1, y1, x2, y2 in boxes:
-        axes.add_patch(
-            Rectangle(
-                (x1 - 0.5, y1 - 0.5),  # matplotlib's pixel 0 reaches from -0.5 to 0.5
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=colour,
-                linestyle=dash,
-                linewidth=width,
-                # A dark rim keeps a box visible on a bright wall.
-                path_effects=[withStroke(linewidth=width + 1, foreground="black", alpha=0.55)],
-            )
+def draw_box(axes: Axes, corners: Sequence[float], colour: str, dash: str, width: float) -> None:
+    """Draw one box, XYXY in pixels of the image that ``axes`` shows."""
+    x1, y1, x2, y2 = corners
+    axes.add_patch(
+        Rectangle(
+            (x1 - 0.5, y1 - 0.5),  # matplotlib's pixel 0 reaches from -0.5 to 0.5
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=colour,
+            linestyle=dash,
+            linewidth=width,
+            # A dark rim keeps a box visible on a bright wall.
+            path_effects=[withStroke(linewidth=width + 1, foreground="black", alpha=0.55)],
         )
+    )
+
+
+def _draw(axes: Axes, boxes: np.ndarray, what: str, width: float) -> None:
+    for corners in boxes:
+        draw_box(axes, corners, *STYLES[what], width)
 
 
 def _to_xyxy(boxes: list) -> np.ndarray:

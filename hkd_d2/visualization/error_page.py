@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from hkd_d2.evaluation import MissRateResult
+from hkd_d2.evaluation import MISSING_POINTS, MissRateResult
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
 
 from .curves import plot_miss_rate
@@ -51,6 +51,7 @@ def write_error_page(
     *,
     setup: str,
     curves: str,
+    missing_point: str = "official",
     images: str | os.PathLike | None = None,
 ) -> None:
     """Write a page that needs no other file and no script: table, figures, contact sheets.
@@ -63,6 +64,8 @@ def write_error_page(
         detections: COCO results by the detector's name, all that were analysed.
         setup: the name of the errors' setup.
         curves: the setup, a key of each of ``results``, whose curves are drawn.
+        missing_point: the key of :data:`hkd_d2.evaluation.MISSING_POINTS` that ``results`` were
+            computed by.
         images: the folder of the images for the contact sheets; None leaves them out.
 
     Raises:
@@ -80,6 +83,8 @@ def write_error_page(
         f"<p>{len(ground_truth['images'])} images. Lower miss rates are better.</p>",
         "<h2>Miss rate</h2>",
         _score_table(results),
+        f"<p>Missing reference points: {escape(missing_point)}, "
+        f"{escape(MISSING_POINTS[missing_point])}.</p>",
         _figure(
             lambda file: plot_miss_rate(
                 {name: by_setup[curves] for name, by_setup in results.items()}, file, curves

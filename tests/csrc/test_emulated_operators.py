@@ -116,7 +116,7 @@ MUTATIONS = [
     ),
     (
         "roi_distillation/roi_distillation_kernels.cu",
-        "*value = scale * slope_of(comparison.distance, *value);",
+        "*value = scale * slope_of(distance, *value);",
         "*value = scale * slope_of(Distance::kMse, *value);",
     ),
     (

@@ -1,12 +1,16 @@
-"""A small data set written in the three forms of CityPersons."""
+"""A small data set written in the three forms of CityPersons, and the tools on data sets."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 LABEL_NAMES = [
@@ -51,13 +55,45 @@ def write_citypersons(tmp_path):
         for stem in scenes:
             image = root / "leftImg8bit" / split / stem.split("_")[0] / f"{stem}_leftImg8bit.png"
             image.parent.mkdir(parents=True, exist_ok=True)
-            image.touch()
+            Image.new("L", (2048, 1024)).save(image, compress_level=1)
         writers = {"cityscapes": _write_cityscapes, "mat": _write_mat, "coco": _write_coco}
         for form in forms:
             writers[form](root, split, scenes)
         return root
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(monkeypatch, tmp_path):
+    """Nothing of a test stays in the user's cache."""
+    monkeypatch.setenv("HKD_D2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def visualize():
+    """main of tools/visualize_data.py; the data sets that it registers are forgotten afterwards."""
+    before = set(DatasetCatalog.list())
+    yield runpy.run_path(str(TOOLS / "visualize_data.py"))["main"]
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def draw(visualize, tmp_path, capsys):
+    """A function that draws a split of a format and returns the legend's counts by role."""
+
+    def draw_split(form, root, split):
+        out = tmp_path / f"{form}_{split}.png"
+        assert visualize([form, str(root), split, "--out", str(out)]) == 0, capsys.readouterr().err
+        with Image.open(out) as image:
+            assert image.format == "PNG"
+        words = capsys.readouterr().out.strip().split(": ")[-1]
+        return {role: int(count) for role, count in (w.rsplit(" ", 1) for w in words.split(", "))}
+
+    return draw_split
 
 
 @pytest.fixture(scope="session")

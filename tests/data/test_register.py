@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from types import SimpleNamespace
@@ -7,7 +8,12 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from hkd_d2.config import add_hkd_config
-from hkd_d2.data.datasets import check_records, register_builtin_datasets, register_datasets
+from hkd_d2.data.datasets import (
+    check_records,
+    register,
+    register_builtin_datasets,
+    register_datasets,
+)
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_builtin_names(monkeypatch):
     assert MetadataCatalog.get("citypersons_val").hkd_entry == ("citypersons", root, "val")
     register_builtin_datasets()  # again
     monkeypatch.setenv("DETECTRON2_DATASETS", "/elsewhere")
-    with pytest.raises(ValueError, match="'citypersons_train' already stands for"):
+    with pytest.raises(ValueError, match="'caltech_train' already stands for"):
         register_builtin_datasets()
 
 
@@ -88,10 +94,27 @@ def test_same_name_other_content(config, coco_file):
         register_datasets(config(["coco_2017_val", "coco", str(coco_file), "b"]))
 
 
+def test_the_collector_rests_while_rows_are_made(config, monkeypatch):
+    seen = []
+
+    def load(root, split):
+        seen.append(gc.isenabled())
+        if split == "val":
+            raise ValueError("damaged")
+        return []
+
+    monkeypatch.setitem(register.FOLDERS, "citypersons", (("train", "val"), load))
+    register_datasets(config(["a", "citypersons", "/", "train"], ["b", "citypersons", "/", "val"]))
+    assert gc.isenabled() and DatasetCatalog.get("a") == [] and gc.isenabled()
+    with pytest.raises(ValueError, match="damaged"):
+        DatasetCatalog.get("b")
+    assert gc.isenabled() and seen == [False, False]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are coco, citypersons"),
+        (["x", "voc", "a", "b"], "'x' has the unknown format 'voc'; known are coco, caltech"),
         (["x", "coco", "a"], "an entry is .*not"),
         (["x", "coco", "a", 3], "an entry is .*not"),
         ("x", "an entry is .*not x"),

@@ -1,17 +1,19 @@
-"""The command lines tools/prepare_citypersons.py and tools/split_coco.py."""
+"""The command lines tools/{prepare_data,visualize_data,split_coco}.py."""
 
 import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def prepare():
-    return runpy.run_path(str(TOOLS / "prepare_citypersons.py"))["main"]
+    return runpy.run_path(str(TOOLS / "prepare_data.py"))["main"]
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +23,32 @@ def split():
 
 def test_prepare_reports_every_form(prepare, write_citypersons, capsys):
     root = write_citypersons("mat", "coco")
-    assert prepare(["--root", str(root), "--splits", "val"]) == 0
+    assert prepare(["citypersons", "--root", str(root), "--splits", "val"]) == 0
     out = capsys.readouterr().out
     assert "val: cityscapes: missing" in out
-    assert out.count("images            3  DIFFERS from the published 500") == 2
-    assert out.count("positives         2  DIFFERS from the published 2549") == 2
+    assert out.count("images                3  DIFFERS from the published 500") == 2
+    assert out.count("positives             2  DIFFERS from the published 2549") == 2
     assert "val: images found: 3 of 3" in out
-    assert prepare(["--root", str(root)]) == 1  # nothing of train
-    assert "train: UNUSABLE: no annotations" in capsys.readouterr().out
+    assert prepare(["citypersons", "--root", str(root)]) == 1  # nothing of train
+    assert "train: UNUSABLE: " in capsys.readouterr().out
 
 
 def test_prepare_finds_what_is_unusable(prepare, write_citypersons, capsys, tmp_path):
     root = write_citypersons("mat", "coco")
-    arguments = ["--root", str(root), "--splits", "val"]
+    arguments = ["citypersons", "--root", str(root), "--splits", "val"]
     next(root.glob("leftImg8bit/val/ulm/*.png")).unlink()
     assert prepare(arguments) == 1
     out = capsys.readouterr().out
     assert "images found: 2 of 3" in out and "the first is" in out and "ulm_000002" in out
     (root / "annotations" / "anno_val.mat").write_bytes(b"")
-    assert prepare(arguments) == 1
-    assert "val: UNUSABLE: the first form found is damaged" in capsys.readouterr().out
-    assert prepare(["--root", str(tmp_path / "nowhere")]) == 1
+    assert prepare(arguments) == 1  # the loader takes the first form that is there
+    out = capsys.readouterr().out
+    assert "val: mat: UNUSABLE: " in out and "val: UNUSABLE: " in out and "val: coco:" in out
+    assert prepare(["citypersons", "--root", str(tmp_path / "nowhere")]) == 1
     assert "nowhere: no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare(["citypersons", "--root", str(root), "--splits", "test"])
+    assert "citypersons has no split 'test', but train, val" in capsys.readouterr().err
 
 
 def test_prepare_writes_coco(prepare, write_citypersons, capsys):
@@ -51,7 +57,7 @@ def test_prepare_writes_coco(prepare, write_citypersons, capsys):
     expected = json.loads(path.read_text())
     path.unlink()
     write_citypersons("cityscapes")
-    arguments = ["--root", str(root), "--splits", "val", "--write-coco"]
+    arguments = ["citypersons", "--root", str(root), "--splits", "val", "--write-coco"]
     assert prepare(arguments) == 0
     written = json.loads(path.read_text())
     assert written["annotations"] == expected["annotations"]
@@ -59,6 +65,55 @@ def test_prepare_writes_coco(prepare, write_citypersons, capsys):
     path.write_text("mine")
     assert prepare(arguments) == 0
     assert path.read_text() == "mine" and "left alone" in capsys.readouterr().out
+
+
+@pytest.fixture
+def labelled_image(tmp_path):
+    Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(tmp_path / "1.png")
+    rows = [
+        {"bbox": [1, 2, 10, 30]},
+        {"bbox": [20, 2, 10, 30], "ignore": 1},
+        {"bbox": [30, 2, 30, 30], "iscrowd": 1},
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 40, "width": 60}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, **r} for i, r in enumerate(rows)
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    return tmp_path / "gt.json"
+
+
+def test_an_entry(visualize, labelled_image, tmp_path, capsys):
+    out = tmp_path / "picture.png"
+    assert visualize(["coco", str(labelled_image), str(tmp_path), "--out", str(out)]) == 0
+    assert "pedestrian 1, ignored 1, crowd 1, visible part 0" in capsys.readouterr().out
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+
+
+def test_a_name_of_a_config(visualize, labelled_image, tmp_path, capsys, monkeypatch):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"HKD: {{DATA: {{REGISTER: [[mine, coco, {labelled_image}, {tmp_path}]]}}}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert visualize(["mine", "--config-file", str(config)]) == 0
+    assert (tmp_path / "samples_mine.png").is_file()
+
+
+def test_one_sentence_for_what_is_wrong(visualize, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "a.png")]
+    assert visualize(["unheard_of", *out]) == 2
+    assert "'unheard_of' is not registered" in capsys.readouterr().err
+    assert visualize(["citypersons", str(tmp_path / "nowhere"), "val", *out]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        visualize(["citypersons", "val"])
+    assert "three words" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_table(run):
     first, second, *table = done.stdout.splitlines()
     assert first == "found.json: 3 detections, 10 images"
     assert second == "missing reference points: official"
-    assert [line.split() for line in table[1:]] == [
+    assert [line.split() for line in table[1:4]] == [
         ["setup", "height", "visibility", "boxes", "MR^-2", "%"],
         ["Reasonable", ">=", "50", ">=", "0.65", "3", f"{REASONABLE:.2f}"],
         ["heavy", ">=", "50", "0", "to", "0.65", "1", "100.00"],
@@ -90,6 +90,38 @@ def test_missing_point_rule(run, tmp_path):
     assert rate == pytest.approx(100 / 3, rel=1e-14)
     rate = json.loads(run(*arguments, "--missing-point", "matlab").stdout)["Reasonable"]
     assert rate == pytest.approx(100 * (1 / 3) ** (5 / 9), rel=1e-14)
+
+
+def test_a_protocol_by_name_and_its_rules(run):
+    done = run("gt.json", "found.json", "--protocol", "caltech", "--setups", "All")
+    assert done.returncode == 0, done.stderr
+    first, second, _, _, row, _, *rules = done.stdout.splitlines()
+    assert (first, second) == (
+        "found.json: 3 detections, 10 images",
+        "missing reference points: matlab",
+    )
+    # All four people: misses 3/4 under FPPI 0.1, 1/2 from there on: (0.75^4 0.5^5)^(1/9).
+    assert row.split() == ["All", ">=", "20", ">=", "0.2", "4", "59.87"]
+    assert rules[0] == "protocol: caltech (dbEval.m 3.2.1, pdollar/toolbox)"
+    assert "bounds that do not belong to the ranges: the upper bound of height" in rules
+    assert "ground truth outside x 4 to 634, y 4 to 474: ignored" in rules
+
+
+def test_crowdhuman_by_its_own_files(run, tmp_path):
+    sized = [
+        image | {"width": 640, "height": 480, "file_name": f"{image['id']}.jpg"}
+        for image in GROUND_TRUTH["images"]
+    ]
+    (tmp_path / "gt.json").write_text(json.dumps(GROUND_TRUTH | {"images": sized}))
+    line = {"ID": "0", "dtboxes": [{"box": BOX, "score": 0.9}]}
+    (tmp_path / "found.odgt").write_text(json.dumps(line))
+    done = run("gt.json", "found.odgt", "--protocol", "crowdhuman", "--json")
+    assert done.returncode == 0, done.stderr
+    percent = json.loads(done.stdout)
+    assert list(percent) == ["AP", "MR^-2", "JI"]
+    assert percent["MR^-2"] == pytest.approx(75) and percent["JI"] == pytest.approx(25, abs=1e-3)
+    done = run("gt.json", "found.odgt", "--protocol", "crowdhuman", "--setups", "All")
+    assert done.returncode == 2 and "crowdhuman has no setups" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from two_processes import run_in_two_processes
 
 from hkd_d2.evaluation import (
+    PROTOCOLS,
     PedestrianEvaluator,
     coco_ground_truth,
     evaluate_miss_rate,
@@ -160,6 +161,42 @@ def test_setups_and_rule_are_passed_on(dataset, tmp_path):
     assert written["setups"]["heavy"]["reference_miss"] == [1] * 6 + [0] * 3
 
 
+@pytest.mark.parametrize("name", ["citypersons", "caltech"])
+def test_the_report_says_protocol_and_rules(dataset, tmp_path, caplog, name):
+    caplog.set_level(logging.INFO)
+    results = run(PedestrianEvaluator(dataset, str(tmp_path), protocol=name))
+    protocol = PROTOCOLS[name]
+    assert list(results["miss_rate"]) == list(protocol.setups)
+    written = json.loads((tmp_path / f"miss_rate_{dataset}.json").read_text())
+    assert written["protocol"] == name and written["missing_point"] == protocol.missing_point
+    assert written["rules"] == json.loads(json.dumps(protocol.rules()))
+    assert written["setups"]["All"]["height"] == [20, 1e10]
+    assert f"by protocol {name}" in caplog.text
+
+
+def test_crowdhumans_scores(dataset, tmp_path):
+    results = run(PedestrianEvaluator(dataset, str(tmp_path), protocol="crowdhuman"))
+    # Both ignored boxes absorb, 0.65 is a duplicate and 0.6 a rider. By score: 0.95 hit, 0.7 hit,
+    # 0.65 false, 0.6 false, 0.5 hit: recall 1/3, 2/3, 2/3, 2/3, 1, precision 1, 1, 2/3, 1/2, 3/5.
+    # Left of the first point nothing counts: 1/3 (1 + 1)/2 + 1/3 (1/2 + 3/5)/2 = 31/60.
+    assert results["crowdhuman"]["AP"] == pytest.approx(100 * 31 / 60)
+    assert results["bbox"]["AP"] > 0 and "miss_rate" not in results
+    written = json.loads((tmp_path / f"crowdhuman_{dataset}.json").read_text())
+    assert written["rules"]["matching"] == "weight"
+    assert written["scores"] == results["crowdhuman"]
+    assert written["curve"]["fppi"] == [0, 0, 0.25, 0.5, 0.5]
+
+
+def test_what_protocols_read_is_passed_on():
+    rows = records()
+    rows[0]["annotations"][0] |= {"occlusion": 40, "truncation": 10, "label": "pedestrian"}
+    first, second, *_ = coco_ground_truth(rows)["annotations"]
+    assert (first["occlusion"], first["truncation"], first["label"]) == (40, 10, "pedestrian")
+    assert not {"occlusion", "truncation", "label"} & second.keys()
+    with pytest.raises(ValueError, match=r"annotations\[1\] has no 'occlusion'"):
+        coco_ground_truth(rows, protocol="kaist")
+
+
 def test_the_written_detections_score_the_same(dataset, tmp_path):
     results = run(PedestrianEvaluator(dataset, str(tmp_path)))
     ground_truth = coco_ground_truth(records())
@@ -227,6 +264,8 @@ def test_bad_use_is_refused(dataset):
         PedestrianEvaluator(dataset, missing_point="none")
     with pytest.raises(ValueError, match="setup 'Night' is unknown"):
         PedestrianEvaluator(dataset, setups=["Night"])
+    with pytest.raises(ValueError, match="protocol 'ecp' is unknown"):
+        PedestrianEvaluator(dataset, protocol="ecp")
     with pytest.raises(ValueError, match="Image 77 is not in dataset"):
         PedestrianEvaluator(dataset).process([{"image_id": 77}], [{"instances": instances([])}])
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_bits import assert_same_bits
 
 import hkd_d2
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, load_detections, load_ground_truth
@@ -35,24 +36,6 @@ def person(number, image, box, vis=1.0, category=1, **more):
 
 def found(image, box, score, category=1):
     return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
-
-
-def assert_same_bits(*args, **kwargs):
-    with np.errstate(all="ignore"):
-        native = evaluate_miss_rate(*args, impl="native", **kwargs)
-        reference = evaluate_miss_rate(*args, impl="reference", **kwargs)
-    assert list(native) == list(reference)
-    for name, expected in reference.items():
-        result = native[name]
-        assert result.setup == expected.setup
-        for field in ("num_ground_truth", "num_detections"):
-            assert getattr(result, field) == getattr(expected, field)
-        for field in ("scores", "fppi", "miss", "reference_miss"):
-            ours, theirs = getattr(result, field), getattr(expected, field)
-            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-            assert ours.tobytes() == theirs.tobytes(), (name, field)
-        assert np.float64(result.miss_rate).tobytes() == np.float64(expected.miss_rate).tobytes()
-    return native
 
 
 def test_it_is_compiled():
@@ -303,18 +286,18 @@ def test_arrays_that_do_not_fit_are_refused():
     columns = {
         "truth_image": np.zeros(2, np.int64),
         "truth_box": np.ones((2, 4)),
-        "truth_height": np.ones(2),
-        "truth_visibility": np.ones(2),
-        "truth_ignore": np.zeros(2, bool),
+        "truth_counted_box": np.ones((2, 4)),
+        "truth_region": np.ones(2, bool),
+        "truth_countable": np.ones(2, np.uint64),
         "image": np.zeros(3, np.int64),
         "box": np.ones((3, 4)),
         "score": np.ones(3),
-        "ranges": np.array([[0, 9, 0, 9, 0, 9.0]]),
+        "heights": np.array([[0, 9.0]]),
         "images": 1,
         "max_detections": 10,
         "min_overlap": 0.5,
     }
-    (curve,) = module.miss_rate_curves(**columns)
+    (curve,) = module.trace_setups(**columns)
     assert curve[0] == 2 and curve[3].tolist() == [0.5, 0, 0]
     for name, value, message in (
         ("image", np.ones(3, np.int64), "out of range"),
@@ -322,16 +305,16 @@ def test_arrays_that_do_not_fit_are_refused():
         ("truth_image", np.ones(2, np.int64), "out of range"),
         ("score", np.ones(2), "differ in length"),
         ("box", np.ones((3, 3)), "differ in length"),
-        ("truth_ignore", np.zeros(1, bool), "differ in length"),
-        ("ranges", np.ones((65, 6)), "more than 64"),
-        ("ranges", np.ones((1, 7)), "differ in length"),
+        ("truth_counted_box", np.ones((1, 4)), "differ in length"),
+        ("truth_region", np.zeros(1, bool), "differ in length"),
+        ("truth_countable", np.zeros(3, np.uint64), "differ in length"),
+        ("heights", np.ones((65, 2)), "more than 64"),
+        ("heights", np.ones((1, 3)), "differ in length"),
     ):
         with pytest.raises(ValueError, match=message):
-            module.miss_rate_curves(**columns | {name: value})
+            module.trace_setups(**columns | {name: value})
     with pytest.raises(ValueError, match="not by image"):
-        module.miss_rate_curves(
-            **columns | {"images": 2, "truth_image": np.array([1, 0], np.int64)}
-        )
+        module.trace_setups(**columns | {"images": 2, "truth_image": np.array([1, 0], np.int64)})
 
 
 # ----------------------------------------------------------------------------- which one runs

@@ -100,6 +100,7 @@ def test_page_and_numbers(main, folder, capsys):
     assert "image 4: score 0.70, height 80, IoU 0.00, background" in page.text
     assert "image 3: height 100, visible 94%, IoU 0.00, no match" in page.text
     assert "first & <best>" in page.text
+    assert "Missing reference points: official, the recall of the last operating" in page.text
     # A miss stands in the middle of its tile, red; the false positive on the grey street.
     miss, wrong = pictures[5], pictures[4]
     assert miss.getpixel((66, 88))[0] > 150 > 60 > max(wrong.getpixel((66, 88)))

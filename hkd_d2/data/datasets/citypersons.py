@@ -22,7 +22,7 @@ import os
 
 import scipy.io
 
-from .coco import load_coco
+from . import coco
 from .records import check_images_exist, make_annotation, read_json, visible_ratio
 
 SPLITS = ("train", "val")
@@ -39,6 +39,12 @@ LABELS = {
     "person group": 5,
 }
 PEDESTRIAN, GROUP = 1, 5
+
+# Counted in the published .mat files; positives are pedestrians of at least 50 pixels.
+PUBLISHED = {
+    "train": {"images": 2975, "rows": 27770, "pedestrians": 16526, "positives": 12670},
+    "val": {"images": 500, "rows": 5795, "pedestrians": 3157, "positives": 2549},
+}
 
 # Every Cityscapes image has this (height, width); the .mat files do not state it.
 IMAGE_SIZE = (1024, 2048)
@@ -113,31 +119,7 @@ def to_coco(records: list[dict]) -> dict:
     All rows have category_id 1 and are told apart by ``ignore``; ids are 1, 2, ... in row order;
     images are named by ``im_name`` without a folder; ``vis_ratio`` has twelve significant digits.
     """
-    annotations = []
-    for record in records:
-        for row in record["annotations"]:
-            bbox, vis_bbox = ([_whole(v) for v in row[key]] for key in ("bbox", "vis_bbox"))
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record["image_id"],
-                "category_id": 1,
-                "iscrowd": row["iscrowd"],
-                "ignore": row["ignore"],
-                "bbox": bbox,
-                "vis_bbox": vis_bbox,
-                "height": bbox[3],
-                "vis_ratio": _whole(float(f"{row['vis_ratio']:.12g}")),
-            }
-            annotations.append(annotation)
-    images = [
-        {
-            "id": r["image_id"],
-            "im_name": os.path.basename(r["file_name"]),
-            "height": r["height"],
-            "width": r["width"],
-        }
-        for r in records
-    ]
+    content = coco.to_coco(records, ".")
     names = (
         "ignore region",
         "pedestrian",
@@ -146,8 +128,10 @@ def to_coco(records: list[dict]) -> dict:
         "other person",
         "people group",
     )
-    categories = [{"id": i, "name": names[i]} for i in (1, 2, 3, 4, 5, 0)]
-    return {"categories": categories, "images": images, "annotations": annotations}
+    content["categories"] = [{"id": i, "name": names[i]} for i in (1, 2, 3, 4, 5, 0)]
+    for image in content["images"]:
+        image["im_name"] = os.path.basename(image.pop("file_name"))
+    return content
 
 
 def _read_cityscapes(root: str, split: str) -> list[dict]:
@@ -238,7 +222,7 @@ def _read_mat(root: str, split: str) -> list[dict]:
 
 def _read_coco(root: str, split: str) -> list[dict]:
     path = annotation_path(root, split, "coco")
-    records = load_coco(path, "", check_images=False)
+    records = coco.load_coco(path, "", check_images=False)
     for record in records:
         # Files name images with or without a folder; the name itself starts with the city.
         name = os.path.basename(record["file_name"])
@@ -284,7 +268,3 @@ def _annotation(label: int, bbox, vis_bbox, where: str, size: tuple[int, int]) -
 
 def _is_size(value) -> bool:
     return isinstance(value, int) and value > 0
-
-
-def _whole(value: float):
-    return int(value) if value == int(value) else value

@@ -3,7 +3,8 @@
 A data set is a list of records, one dict an image, in Detectron2's dataset format:
 
 - ``file_name`` (str), ``image_id`` (int), ``height``, ``width`` (int, pixels)
-- ``annotations`` (list[dict]), one for every row of the file, none left out:
+- ``annotations`` (list[dict]), one for every row of the file but those of vehicles and other things
+  that are no persons: a detection there is a mistake like any other
 
   - ``bbox`` (list[float]): full body, [x, y, w, h] in pixels; it may leave the image. Never whole
     numbers (int), which Detectron2's transforms would round down
@@ -14,7 +15,10 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
   - ``vis_ratio`` (float): visible share of the body, 1.0 where the file does not tell
   - ``vis_bbox`` (list[float], where the file has it): visible part, [x, y, w, h]; all zero where
     nothing is known of it
-  - ``label`` (int, CityPersons only, where the file has it): the file's class id
+  - ``label`` (int or str, where the file has it): the file's own class
+  - ``occlusion`` (int, KAIST only): 0 none, 1 partial, 2 heavy
+  - ``occlusion``, ``truncation`` (int, EuroCity Persons only): at least so many percent of the body
+    are hidden, or outside the image; 0, 10, 40 or 80
 """
 
 import json
@@ -41,6 +45,41 @@ def read_json(path: str):
                 f"{path}: not valid JSON ({error}); the file is truncated or of another format, "
                 "fetch it again."
             ) from error
+
+
+def read_lines(path: str, hint: str) -> list[str]:
+    """Lines of a text file without their ends; ``hint`` says what to do where it is missing.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is no text.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such annotation file; {hint}")
+    with open(path, encoding="utf-8") as f:
+        try:
+            return f.read().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: no text file ({error}); it is damaged or of another format, fetch it "
+                "again."
+            ) from error
+
+
+def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> None:
+    """Check that the data set ``name`` has this split and that its folder exists.
+
+    Raises:
+        ValueError: an unknown split.
+        FileNotFoundError: no such folder.
+    """
+    if split not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}, not '{split}'.")
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"{root}: no such folder; put {name} there or set DETECTRON2_DATASETS or "
+            "HKD.DATA.REGISTER to where it is."
+        )
 
 
 def visible_ratio(bbox: list[float], vis_bbox: list[float]) -> float:

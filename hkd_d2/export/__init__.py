@@ -1,0 +1,1 @@
+"""A trained detector out of PyTorch: ONNX, torch.export, TorchScript, safetensors, model card."""

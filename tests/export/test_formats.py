@@ -1,0 +1,262 @@
+"""Every kind of detector leaves as every format and finds what Detectron2 finds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from small_detectors import cascade_config, one_stage_config, save_teacher, small_config
+
+import hkd_d2
+from hkd_d2.config import add_hkd_config
+from hkd_d2.export.formats import METADATA_FILE, Shape, detector_graph, export, load_exported
+from hkd_d2.export.verification import GraphDetector, verify
+from hkd_d2.inference.torch_backend import TorchDetector, build_detector, describe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def two_classes():
+    """A box for every class, and thresholds that cut."""
+    cfg = small_config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.3
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
+    cfg.INPUT.FORMAT = "RGB"
+    return cfg
+
+
+def fcos_two_classes():
+    cfg = one_stage_config("FCOS")
+    cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 50
+    return cfg
+
+
+CONFIGS = {
+    "two-stage": small_config,
+    "two classes": two_classes,
+    "cascade": cascade_config,
+    "retinanet": lambda: one_stage_config("RetinaNet"),
+    "fcos": fcos_two_classes,
+}
+
+
+def images(sizes=((64, 96), (70, 50), (128, 192), (64, 96), (90, 60))):
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def trained(kind, folder):
+    """A detector, its metadata, weights and config file; predictors as if trained."""
+    config_file, weights = save_teacher(CONFIGS[kind](), folder, "model")
+    return *build_detector(weights, config_file), weights, config_file
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    """An ONNX of any size and batch, beside the detector in PyTorch; each kind is written once."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("exported")
+            model, metadata, *_ = trained(kind, folder)
+            path = folder / "model.onnx"
+            export(model, metadata, path, "onnx", Shape())
+            made[kind] = path, TorchDetector(model, metadata)
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_graph_finds_what_detectron2_finds(kind, tmp_path):
+    model, metadata, *_ = trained(kind, tmp_path)
+    reference = TorchDetector(model, metadata)
+    result = verify(reference, GraphDetector(detector_graph(model), metadata), images())
+    assert result["detections"] > 20 and result["images"] == 5
+
+
+@pytest.mark.parametrize("kind", ["two classes", "cascade", "retinanet", "fcos"])
+def test_onnx_of_any_size_and_batch(kind, onnx_file):
+    path, reference = onnx_file(kind)
+    for batch_size in (1, 8):  # two of the images have one size
+        exported = hkd_d2.load_detector(path, batch_size=batch_size)
+        assert verify(reference, exported, images())["detections"] > 20
+
+
+@pytest.mark.parametrize("form", ["torch_export", "torchscript"])
+@pytest.mark.parametrize("kind", ["two classes", "fcos"])
+def test_programs_of_any_size_and_batch(form, kind, tmp_path):
+    model, metadata, *_ = trained(kind, tmp_path)
+    path = tmp_path / "model"
+    path = path.with_suffix({"torch_export": ".pt2", "torchscript": ".ts"}[form])
+    written = export(model, metadata, path, form, Shape())
+    found = {METADATA_FILE: ""}
+    if form == "torch_export":
+        torch.export.load(path, extra_files=found)
+    else:
+        torch.jit.load(str(path), _extra_files=found)
+    assert json.loads(found[METADATA_FILE]) == written
+    exported = GraphDetector(load_exported(path, form), written)
+    if form == "torch_export":  # the coarsest map has more than one cell
+        assert written["smallest"] == (65 if kind == "two classes" else 129)
+        with pytest.raises(ValueError, match="takes images from 65|takes images from 129"):
+            exported.detect(images(((64, 96),)))
+        for each in (metadata, written):
+            each.update(min_size=130, max_size=200)
+    assert verify(TorchDetector(model, metadata), exported, images())["detections"] > 20
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_fixed_size_and_batch(form, tmp_path):
+    model, metadata, *_ = trained("two-stage", tmp_path)
+    metadata["min_size"], metadata["max_size"] = 60, 90
+    path = tmp_path / "model.onnx"
+    written = export(model, metadata, path, form, Shape((60, 90), 2))
+    assert (written["height"], written["width"], written["batch"]) == (60, 90, 2)
+    if form == "onnx":
+        exported = hkd_d2.load_detector(path)
+        assert exported.batch_size == 2
+        assert exported.session.get_inputs()[0].shape == [2, 3, 60, 90]
+        with pytest.raises(ValueError, match="90x60 after resizing, and this one is 60x90"):
+            exported.detect(images(((90, 60),)))
+    else:
+        exported = GraphDetector(load_exported(path, form), written)
+    three = images(((60, 90), (120, 180), (64, 96)))  # the second batch is filled up
+    assert verify(TorchDetector(model, metadata), exported, three)["detections"] > 20
+
+
+def test_metadata_is_in_the_file(onnx_file):
+    path, reference = onnx_file("two classes")
+    wanted = dict(
+        reference.metadata, input_layout="NCHW uint8", height=None, width=None, batch=None
+    )
+    assert hkd_d2.load_detector(path).metadata == wanted
+    properties = {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert properties["class_names"] == '["class_0", "class_1"]'
+    assert properties["input_format"] == "RGB" and properties["version"] == hkd_d2.__version__
+    assert properties["pixel_mean"] == "[103.53, 116.28, 123.675]"
+    graph = onnx.load(path).graph
+    named = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert named == ["batch", 3, "height", "width"]
+    assert [o.name for o in graph.output] == ["boxes", "scores", "classes", "counts"]
+
+
+def test_rows_after_the_count_are_zero(onnx_file):
+    path, reference = onnx_file("two classes")
+    session = onnxruntime.InferenceSession(path)
+    batch = np.stack([image.transpose(2, 0, 1) for image in images(((64, 96), (64, 96)))])
+    boxes, scores, classes, counts = session.run(None, {"images": batch})
+    assert boxes.shape == (2, 100, 4) and 0 < counts[0] < 100
+    for values in (boxes, scores, classes):
+        assert not values[0, counts[0] :].any()
+    assert (scores[0, : counts[0]] > 0.3).all()
+
+
+def test_no_object_is_no_detection(tmp_path):
+    cfg = small_config()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    graph = detector_graph(model)
+    with torch.no_grad():
+        boxes, scores, _, counts = graph(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+    assert counts.tolist() == [0, 0] and not boxes.any() and not scores.any()
+
+
+def test_a_changed_weight_is_found(onnx_file, tmp_path):
+    path, _ = onnx_file("two classes")
+    model, metadata, *_ = trained("two classes", tmp_path)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.bbox_pred.bias += 0.02
+    with pytest.raises(ValueError, match=r"^Image 0: detection \d+ .*"):
+        verify(TorchDetector(model, metadata), hkd_d2.load_detector(path), images())
+
+
+def test_thresholds_of_a_file(onnx_file):
+    path, reference = onnx_file("two classes")
+    every = reference.detect(images())
+    middle = float(np.median(every[0].scores))
+    high = hkd_d2.load_detector(path, score_threshold=middle).detect(images())
+    assert [len(x) for x in high] == [len(x.above(middle)) for x in every]
+    with pytest.raises(ValueError, match="exported with the score threshold 0.3"):
+        hkd_d2.load_detector(path, score_threshold=0.1)
+    with pytest.raises(ValueError, match="nms_threshold is fixed"):
+        hkd_d2.load_detector(path, nms_threshold=0.5)
+
+
+def test_what_is_no_export(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no protocol buffer")
+    with pytest.raises(ValueError, match="cannot be read as ONNX"):
+        hkd_d2.load_detector(path)
+    node = onnx.helper.make_node("Identity", ["images"], ["boxes"])
+    value = [onnx.helper.make_tensor_value_info(n, 1, [1, 3, 8, 8]) for n in ("images", "boxes")]
+    graph = onnx.helper.make_graph([node], "g", value[:1], value[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="does not say how it wants its images"):
+        hkd_d2.load_detector(path)
+
+
+def test_several_threads(onnx_file):
+    from concurrent.futures import ThreadPoolExecutor
+
+    detector = hkd_d2.load_detector(onnx_file("two classes")[0], threads=1)
+    alone = [detector.detect([image])[0] for image in images()]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: detector.detect([images()[i % 5]])[0], range(20)))
+    for i, one in enumerate(found):
+        np.testing.assert_array_equal(one.boxes, alone[i % 5].boxes)
+
+
+def test_an_onnx_file_needs_neither_torch_nor_detectron2(onnx_file):
+    path, reference = onnx_file("two classes")
+    code = (
+        "import sys; sys.modules.update(torch=None, torchvision=None, detectron2=None)\n"
+        "import numpy, hkd_d2\n"
+        f"detector = hkd_d2.load_detector({str(path)!r})\n"
+        "image = numpy.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=numpy.uint8)\n"
+        "print(len(detector.detect([image])[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(reference.detect(images()[:1])[0])
+
+
+def test_parts_without_a_counterpart_are_refused():
+    cfg = small_config()
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    with pytest.raises(ValueError, match="pooler is a RoIPool and export knows ROIAlign"):
+        detector_graph(build_model(cfg))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["student_citypersons", "student_mobilenetv3_citypersons"])
+def test_the_large_configs_leave_as_onnx(name, tmp_path):
+    """At half of their resolution, with random weights."""
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / f"{name}.yaml"))
+    cfg.MODEL.DEVICE, cfg.HKD.BACKBONE.PRETRAINED, cfg.MODEL.WEIGHTS = "cpu", False, ""
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 512, 1024
+    torch.manual_seed(11)
+    model = build_model(cfg).eval().requires_grad_(False)
+    for parameter in model.roi_heads.box_predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    metadata = describe(cfg, model)
+    export(model, metadata, tmp_path / "model.onnx", "onnx", Shape())
+    exported = hkd_d2.load_detector(tmp_path / "model.onnx")
+    result = verify(TorchDetector(model, metadata), exported, images(((512, 1024), (400, 640))))
+    assert result["detections"] > 20

@@ -1,0 +1,164 @@
+"""The service: answers, refusals in one sentence, metrics, overload and a graceful end."""
+
+import http.client
+import io
+import json
+import signal
+import threading
+import time
+import urllib.request
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from red_detector import RedDetector, street
+from serve_process import service
+
+from hkd_d2.serve.app import Limits, create_app
+from hkd_d2.serve.load_test import load
+
+
+def encoded(image=None, form="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(street() if image is None else image).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client():
+    limits = Limits(max_bytes=20_000, max_pixels=96 * 128)
+    with TestClient(create_app(RedDetector(), limits)) as client:
+        yield client
+
+
+def test_an_image_as_body_and_as_form(client):
+    wanted = {
+        "width": 128,
+        "height": 96,
+        "detections": [{"box": [40.0, 20.0, 60.0, 70.0], "score": 0.9, "class": "pedestrian"}],
+    }
+    assert client.post("/detect", content=encoded()).json() == wanted
+    for name in ("street.png", "../../etc/passwd", "/tmp/x.png"):  # names mean nothing
+        answer = client.post("/detect", files={"image": (name, encoded())})
+        assert (answer.status_code, answer.json()) == (200, wanted)
+    assert client.post("/detect?threshold=0.95", content=encoded()).json()["detections"] == []
+
+
+def test_an_image_is_turned_as_its_tag_says(client):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    answer = client.post("/detect", content=encoded(form="JPEG", exif=exif, quality=95)).json()
+    assert (answer["width"], answer["height"]) == (96, 128)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"content": b""}, 400, "cannot be read"),
+        ({"content": b"/etc/passwd"}, 400, "cannot be read"),
+        ({"content": encoded()[:200]}, 400, "cut short"),
+        ({"content": encoded(street(size=(97, 128)))}, 413, "128x97 pixels"),
+        ({"content": b"x" * 20_001}, 413, "may have 20000 bytes"),
+        ({"content": iter([b"x" * 9_000] * 3)}, 413, "may have 20000 bytes"),
+        ({"files": {"image": ("a.png", b"x" * 20_001)}}, 413, "may have 20000 bytes"),
+        ({"files": {"image": ("a.png", b"no image")}}, 400, "cannot be read"),
+        ({"files": [("a", encoded()), ("b", encoded())]}, 400, "Too many files"),
+        ({"data": {"a": "b"}, "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
+        ({"content": encoded(), "params": {"threshold": "2"}}, 400, "no number from 0 to 1"),
+        ({"content": encoded(), "params": {"threshold": "nan"}}, 400, "no number from 0 to 1"),
+        ({"content": encoded(), "params": {"threshold": "x"}}, 400, "no number from 0 to 1"),
+    ],
+)
+def test_bad_requests_are_one_sentence(client, request_, status, message):
+    answer = client.post("/detect", **request_)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"] and message in answer.json()["error"]
+
+
+def test_other_paths_and_methods_do_not_exist(client):
+    for path in ("/../pyproject.toml", "/static/x", "/docs", "/%2e%2e/etc/passwd"):
+        assert client.get(path).status_code == 404
+    assert client.get("/detect").status_code == 405
+
+
+def test_health_model_metrics_and_page(client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/model").json() == {"class_names": ["pedestrian"]}
+    answered = 'hkd_requests_total{status="200"}'
+    before = sample(client.get("/metrics").text, answered)
+    client.post("/detect", content=encoded())
+    text = client.get("/metrics").text
+    assert sample(text, answered) == before + 1
+    assert sample(text, "hkd_request_seconds_count") == before + 1
+    assert sample(text, "hkd_requests_in_flight") == sample(text, "hkd_queue_length") == 0
+    page = client.get("/")
+    assert page.text.startswith("<!doctype html>")
+    assert "default-src 'none'; script-src 'sha256-" in page.headers["content-security-policy"]
+
+
+def sample(text, name):
+    lines = [line for line in text.splitlines() if line.startswith(name + " ")]
+    return float(lines[0].split()[-1]) if lines else 0.0
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_queue", "max_wait", "max_batch"])
+def test_limits_that_make_no_sense(name):
+    with pytest.raises(ValueError, match=f"{name} is 0; give"):
+        Limits(**{name: 0})
+
+
+def test_overload_is_refused_and_what_is_admitted_is_answered():
+    """At most 4 under way, 0.1 s a batch of 2: a twentieth of 400 a second can be answered."""
+    with service(0.1, max_queue=4, max_batch=2, max_wait=5) as (_, url):
+        result = load(url, encoded(), seconds=2, connections=24, rate=400)
+        assert result["errors"] == 0 and result["refused"] > result["answered"] > 10
+        # Two batches before it and its own: nothing queues without end.
+        assert urllib.request.urlopen(f"{url}/health").status == 200
+        metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
+        assert sample(metrics, 'hkd_requests_total{status="503"}') == result["refused"]
+        host = urlsplit(url)
+        threads = [threading.Thread(target=load, args=(url, encoded()), kwargs=BUSY)]
+        threads[0].start()
+        time.sleep(0.3)
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
+        connection.request("POST", "/detect", encoded())
+        answer = connection.getresponse()
+        assert answer.status == 503 and answer.headers["Retry-After"] == "1"
+        assert "under way" in json.loads(answer.read())["error"]
+        threads[0].join()
+
+
+BUSY = {"seconds": 1, "connections": 12}
+
+
+def test_a_body_that_does_not_come_is_given_up():
+    with service(read_seconds=0.2) as (_, url):
+        host = urlsplit(url)
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
+        connection.putrequest("POST", "/detect")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"only this")
+        answer = connection.getresponse()
+        assert answer.status == 408 and "within 0.2 s" in json.loads(answer.read())["error"]
+
+
+def test_sigterm_answers_what_was_admitted_and_ends():
+    with service(0.7, max_batch=1) as (process, url):
+        results = []
+
+        def ask():
+            request = urllib.request.Request(f"{url}/detect", encoded())
+            results.append(json.loads(urllib.request.urlopen(request, timeout=20).read()))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert len(results) == 3 and all(len(r["detections"]) == 1 for r in results)
+        process.wait(10)
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"{url}/health")
