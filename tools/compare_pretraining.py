@@ -10,6 +10,7 @@ again, unless its settings changed.
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
+import hkd_d2._quiet  # noqa: F401  isort: skip
 
 import argparse
 import os

@@ -12,6 +12,7 @@ HKD.DATA.REGISTER registers more.
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
+import hkd_d2._quiet  # noqa: F401  isort: skip
 
 import argparse
 import os
