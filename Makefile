@@ -4,13 +4,14 @@ PY := .venv/bin/python
 READY := .venv/.ready
 SCALE ?= half
 
-.PHONY: help quickstart methods test test-slow test-oldest sanitize bench gpu-check lint clean
+.PHONY: help quickstart methods pretraining test test-slow test-oldest sanitize bench gpu-check lint clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
 	@echo "make quickstart SEEDS=0,1,2   the same with three students of each kind"
 	@echo "make methods            train and compare every distillation method, three seeds each"
 	@echo "make methods METHODS=fgfi,pkd SEEDS=0   some of them"
+	@echo "make pretraining        train and compare the ways to pre-train a backbone, three seeds each"
 	@echo "make test               the test suite"
 	@echo "make test-slow          the tests that take minutes: installation, recipes"
 	@echo "make test-oldest        tests/ops on PyTorch 2.11 and Python 3.12, with no other package"
@@ -30,6 +31,9 @@ quickstart: $(READY)
 
 methods: $(READY)
 	$(PY) tools/compare_methods.py $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+pretraining: $(READY)
+	$(PY) tools/compare_pretraining.py
 
 test: $(READY)
 	$(PY) -m pytest -m "not slow"

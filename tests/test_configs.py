@@ -137,6 +137,19 @@ FEATURE_PRESETS = {
 }
 
 
+def test_presets_of_hsakd_differ_in_how_the_heads_learn():
+    offline, online = (load(CONFIGS / "methods" / f"{name}.yaml") for name in ("hsakd", "hssakd"))
+    alone = load(CONFIGS / "student_citypersons.yaml")
+    for preset in (offline, online):
+        assert list(preset.HKD.TERMS) == ["hsakd", "logit"]
+        assert (preset.HKD.HSAKD.WEIGHT, preset.HKD.HSAKD.TEMPERATURE) == (1.0, 3.0)
+        preset.MODEL.META_ARCHITECTURE = preset.HKD.STUDENT.META_ARCHITECTURE
+        assert preset.MODEL == alone.MODEL and preset.SOLVER == alone.SOLVER
+    assert (offline.HKD.HSAKD.MUTUAL, online.HKD.HSAKD.MUTUAL) == (False, True)
+    online.HKD.HSAKD.MUTUAL = False
+    assert online.HKD == offline.HKD
+
+
 @pytest.mark.parametrize("method", FEATURE_PRESETS)
 def test_presets_of_feature_methods(method):
     alone = load(CONFIGS / "student_citypersons.yaml")

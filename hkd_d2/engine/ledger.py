@@ -96,6 +96,8 @@ class TrainingStep:
         self.optimizer = build_optimizer(cfg, model)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
+        # In the middle of a run, behind first phases; odd, where nothing is logged, as mostly.
+        self.iteration = cfg.SOLVER.MAX_ITER // 2 | 1
         self.amp = cfg.SOLVER.AMP.ENABLED
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=self.amp)
         self.staged = isinstance(model, HKDDetector)
@@ -106,8 +108,7 @@ class TrainingStep:
         """Take one step; returns the seconds of each stage and of the whole :data:`STEP`."""
         clock, device = self.clock, self.model.device
         implementation = _library.definitions_only() if self.reference else nullcontext()
-        # Iteration 1: nothing is logged, as in nearly every step of a run.
-        with EventStorage(1), implementation, clock(STEP):
+        with EventStorage(self.iteration), implementation, clock(STEP):
             autocast = torch.autocast(device.type, dtype=torch.float16, enabled=self.amp)
             with nullcontext() if self.staged else clock("student"), autocast:
                 losses = sum(self.model(batch).values())

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -51,12 +52,19 @@ def one_rank(rank, cfg, batches, path):
     train(model, model.parameters(), own)
     for name, value in detector.teacher.model.state_dict().items():
         assert torch.equal(value, teacher[name]), name
-    assert not any("teacher" in name for name, _ in model.named_parameters())
+    assert not any("teacher." in name for name, _ in model.named_parameters())
     torch.save([p.detach() for p in detector.parameters()], f"{path}.{rank}")
 
 
-def test_two_processes_equal_one_on_the_doubled_batch(hkd_cfg, tmp_path):
+@pytest.mark.parametrize(
+    "terms, mutual",
+    [(["pyramid", "region", "logit"], False), (["hsakd"], False), (["hsakd"], True)],
+    ids=["hkd", "hsakd", "hssakd"],
+)
+def test_two_processes_equal_one_on_the_doubled_batch(hkd_cfg, tmp_path, terms, mutual):
     cfg = deterministic_sampling(hkd_cfg)
+    cfg.HKD.TERMS = terms
+    cfg.HKD.HSAKD.update(TEACHER_ITERS=1, MUTUAL=mutual)  # of three steps
     batches = [make_batch(sizes=((64, 96), (64, 96)), seed=s) for s in range(STEPS)]
     path = str(tmp_path / "parameters")
     run_in_two_processes(one_rank, cfg, batches, path)

@@ -6,7 +6,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from PIL import Image
-from small_detectors import small_config
+from small_detectors import make_batch, small_config
+from training_steps import steps
 
 from hkd_d2.config import add_hkd_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
@@ -242,6 +243,24 @@ def test_a_detector_starts_from_the_backbone(cfg, tmp_path):
     body = detector.backbone.bottom_up.state_dict()
     assert len(body) > 50
     assert all(torch.equal(v, file[f"body.resnet.{k}"]) for k, v in body.items())
+
+
+def test_hkd_trains_from_a_backbone_of_hsakd(cfg, hkd_cfg, build, tmp_path):
+    """One step of HKD's three terms, from the pre-trained body into a checkpoint of the student."""
+    cfg.HKD.PRETRAINING.update(STUDENT="resnet18-0.25", TEACHER="resnet18-0.25", EPOCHS=1)
+    cfg.HKD.PRETRAINING.IMAGE_SIZE = 32
+    training.pretrain(cfg)
+    hkd_cfg.HKD.BACKBONE.BLOCKS = []
+    hkd_cfg.MODEL.RESNETS.NORM = "BN"
+    model = build(hkd_cfg)
+    StudentCheckpointer(model, str(tmp_path)).load(str(tmp_path / "output" / "backbone.pth"))
+    file = torch.load(tmp_path / "output" / "backbone.pth", weights_only=True)["model"]
+    name = "backbone.bottom_up.res3.0.conv1.weight"
+    assert torch.equal(model.student.state_dict()[name], file[name])
+    ((losses, gradients, _),), _ = steps(model, [make_batch()])
+    assert {f"loss_hkd_{term}" for term in ("pyramid", "region", "logit")} <= losses.keys()
+    assert all(x.isfinite().all() for x in [*losses.values(), *gradients.values()])
+    assert not torch.equal(model.student.state_dict()[name], file[name])
 
 
 @pytest.mark.parametrize(
