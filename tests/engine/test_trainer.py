@@ -98,13 +98,13 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
     )
 
 
-@pytest.mark.parametrize("term", [None, "lwkd", "osakd", "hsakd"])
+@pytest.mark.parametrize("term", [None, "hsakd", "lwkd", "osakd"])
 def test_a_resumed_run_equals_the_uninterrupted_one(term, trainable, tmp_path, monkeypatch):
     if term is not None:
         trainable.HKD.TERMS = [term]
-        trainable.HKD.OSAKD.K = trainable.HKD.OSAKD.READY_AT = 8
-        # Resumed in its first phase; the second one starts a step later.
+        # Resumed in the first phase; the second one starts a step later.
         trainable.HKD.HSAKD.TEACHER_ITERS = 4
+        trainable.HKD.OSAKD.K = trainable.HKD.OSAKD.READY_AT = 8
         # Pictures are paired with boxes in the order in which those were drawn; see below.
         alike = torch.eye(2)[:, None].expand(2, lwkd.POOL, 2).contiguous()
         monkeypatch.setattr(lwkd, "glyph_logits", lambda num_glyphs: alike)
