@@ -21,6 +21,7 @@ from detectron2.config import CfgNode, get_cfg
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets
 from hkd_d2.distillation.term import TERM_REGISTRY
+from hkd_d2.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -102,13 +103,18 @@ class Run:
         if not (self.seconds() and self.weights.is_file()):
             return None
         then, now = without_idle_terms(read_json(self.record)["settings"]), self.settings()
-        for settings in (then, now):  # where the repository stands decides nothing
+        defaults = json.loads(json.dumps(flatten(default_config())))
+        then = {**{key: defaults[key] for key in now.keys() & defaults.keys()}, **then}
+        for settings in (then, now):
+            # Where the repository stands decides nothing, nor whose word the same rule was.
             file = settings["HKD.TEACHER.CONFIG_FILE"]
             settings["HKD.TEACHER.CONFIG_FILE"] = file.rsplit(f"{CONFIGS.name}/", 1)[-1]
-        defaults = json.loads(json.dumps(flatten(default_config())))
+            if not settings["HKD.EVALUATION.MISSING_POINT"]:
+                protocol = PROTOCOLS[settings["HKD.EVALUATION.PROTOCOL"]]
+                settings["HKD.EVALUATION.MISSING_POINT"] = protocol.missing_point
         missing = object()
         keys = sorted(then.keys() | now.keys())
-        return [k for k in keys if then.get(k, defaults.get(k, missing)) != now.get(k, missing)]
+        return [key for key in keys if then.get(key, missing) != now.get(key, missing)]
 
     def finished(self) -> bool:
         """Whether the run is there with these settings."""

@@ -153,6 +153,21 @@ def test_where_the_repository_stands_changes_nothing(tmp_path):
         assert run.changed() == (changed and ["HKD.TEACHER.CONFIG_FILE"])
 
 
+def test_the_protocols_own_missing_point_is_no_change(tmp_path):
+    """An older run has the rule in the config and no protocol."""
+    (tmp_path / "streets").mkdir()
+    (tmp_path / "streets" / "streets.json").write_text("{}")
+    run = plan_contenders(choose_methods(["pkd"]), [0], tmp_path, tmp_path, 5)[1].runs[0]
+    run.folder.mkdir(parents=True)
+    run.weights.touch()
+    settings = run.settings()
+    del settings["HKD.EVALUATION.PROTOCOL"]
+    for rule, changed in (("official", []), ("matlab", ["HKD.EVALUATION.MISSING_POINT"])):
+        settings["HKD.EVALUATION.MISSING_POINT"] = rule
+        run.record.write_text(json.dumps({"settings": settings, "seconds": 1.0}))
+        assert run.changed() == changed
+
+
 def test_row_of_a_run(tmp_path):
     plans = plan_contenders(choose_methods(["adl"]), [0], tmp_path, tmp_path / "out", 450)
     run = plans[1].runs[0]
