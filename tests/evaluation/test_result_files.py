@@ -35,9 +35,9 @@ CROWD = truth("273271,c9db000d5146c15", "a.b,1", "empty")
 BERLIN = "berlin_000000_000019_leftImg8bit", "berlin_000001_000019_leftImg8bit"
 CITY = truth(*BERLIN, "munich_000397_000019_leftImg8bit")
 LIST = """\
-/work/berlin/images/berlin00001_000019_img.png
-/work/berlin/images/berlin00000_000019_img.png
-/work/munich/images/munich00397_000019_img.png
+/data/berlin/images/berlin00001_000019_img.png
+/data/berlin/images/berlin00000_000019_img.png
+/data/munich/images/munich00397_000019_img.png
 """
 
 
@@ -180,7 +180,7 @@ def test_bad_lines_of_crowdhuman(tmp_path, line, message):
 def test_lists_that_do_not_fit(tmp_path):
     path = tmp_path / "test_imgids.txt"
     for text, message in (
-        (LIST + "/work/bonn/images/bonn00000_000019_img.png\n", "line 4 names"),
+        (LIST + "/data/bonn/images/bonn00000_000019_img.png\n", "line 4 names"),
         ("".join(LIST.splitlines(True)[:2]), "lists 2 images, the ground truth 3"),
         (LIST + LIST.splitlines(True)[0], "lists 4 images"),
     ):

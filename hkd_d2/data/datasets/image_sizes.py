@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 from ..image_files import image_size
+from .cache import cache_folder
 from .records import check_images_exist
 
 
@@ -52,9 +53,8 @@ def _stamp(path: str) -> list[int]:
 
 
 def _cache_file(folder: str) -> str:
-    home = os.getenv("HKD_D2_CACHE") or os.path.join("~", ".cache", "hkd_d2")
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
-    return os.path.join(os.path.expanduser(home), f"image_sizes_{digest}.json")
+    return os.path.join(cache_folder(), f"image_sizes_{digest}.json")
 
 
 def _read(folder: str) -> dict[str, list[int]]:
