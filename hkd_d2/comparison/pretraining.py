@@ -75,9 +75,14 @@ def finished(cfg: CfgNode) -> dict | None:
 
 def run(cfg: CfgNode) -> dict:
     """Train; the record has settings, shares of images named rightly, and seconds."""
-    logging.getLogger("hkd_d2").setLevel(logging.WARNING)
+    logger = logging.getLogger("hkd_d2")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # several run at once; each says one line when it ends
     start = time.monotonic()
-    found = pretrain(cfg)
+    try:
+        found = pretrain(cfg)
+    finally:
+        logger.setLevel(level)
     record = {"settings": settings(cfg), **found, "seconds": time.monotonic() - start}
     (Path(cfg.OUTPUT_DIR) / "result.json").write_text(json.dumps(record, indent=1))
     return record
