@@ -75,14 +75,8 @@ def finished(cfg: CfgNode) -> dict | None:
 
 def run(cfg: CfgNode) -> dict:
     """Train; the record has settings, shares of images named rightly, and seconds."""
-    logger = logging.getLogger("hkd_d2")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # several run at once; each says one line when it ends
     start = time.monotonic()
-    try:
-        found = pretrain(cfg)
-    finally:
-        logger.setLevel(level)
+    found = pretrain(cfg)
     record = {"settings": settings(cfg), **found, "seconds": time.monotonic() - start}
     (Path(cfg.OUTPUT_DIR) / "result.json").write_text(json.dumps(record, indent=1))
     return record
@@ -94,7 +88,7 @@ def run_all(plans: list[CfgNode], jobs: int) -> list[dict]:
     missing = [i for i, record in enumerate(records) if record is None]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
         futures = {i: pool.submit(run, plans[i]) for i in missing}
         for number, (i, future) in enumerate(futures.items(), 1):
             records[i] = future.result()
@@ -104,6 +98,12 @@ def run_all(plans: list[CfgNode], jobs: int) -> list[dict]:
                 flush=True,
             )
     return records
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Several train at once; the caller says one line when each ends.
+    logging.getLogger("hkd_d2").setLevel(logging.WARNING)
 
 
 def summarise(records: list[dict]) -> list[dict]:
