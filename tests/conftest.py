@@ -13,6 +13,12 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_users_cache(tmp_path_factory):
+    """Data sets are parsed into a folder of this session, not into the user's cache."""
+    os.environ["HKD_D2_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """The same random numbers in every run: a loss with kinks has inputs that no test may meet."""

@@ -66,7 +66,7 @@ def write_citypersons(tmp_path):
 
 @pytest.fixture(autouse=True)
 def cache_folder(monkeypatch, tmp_path):
-    """Nothing of a test stays in the user's cache."""
+    """A cache of the test's own."""
     monkeypatch.setenv("HKD_D2_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

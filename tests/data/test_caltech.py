@@ -1,6 +1,5 @@
 """Caltech: videos, both kinds of annotations, both versions of the test set's ground truth."""
 
-import logging
 import runpy
 from pathlib import Path
 
@@ -160,19 +159,7 @@ def test_extraction_fails_in_one_sentence(tmp_path, prepare, capsys):
     assert "set08/V000.seq: no such video" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------ parsed once, and errors
-
-
-def test_parsed_once(tmp_path, monkeypatch, caplog):
-    write_videos(tmp_path, range(6, 11))
-    first = load_caltech(str(tmp_path), "test", check_images=False)
-    with monkeypatch.context() as patch:
-        patch.setattr("hkd_d2.data.datasets.caltech.read_vbb", None)
-        assert load_caltech(str(tmp_path), "test", check_images=False) == first
-    write_vbb(tmp_path / "annotations" / "set06" / "V000.vbb", 31, LABELS, {})
-    with caplog.at_level(logging.INFO, logger="hkd_d2"):
-        records = load_caltech(str(tmp_path), "test", check_images=False)
-    assert len(records) == 9 and "has changed" in caplog.text
+# ------------------------------------------------------------------ errors
 
 
 def test_missing_files(tmp_path):

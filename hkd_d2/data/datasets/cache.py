@@ -20,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def cached_records(
-    name: str, root: str, sources: Iterable[str], parse: Callable[[], list[dict]]
+    name: str,
+    root: str,
+    sources: Iterable[str],
+    parse: Callable[[], list[dict]],
+    *,
+    images: bool = False,
 ) -> list[dict]:
     """Records from the cache where the sources have not changed, else from ``parse``.
 
@@ -29,47 +34,63 @@ def cached_records(
 
     Args:
         name: of the data set and split, for the file's name.
-        root: folder of the data set; each has a cache of its own.
-        sources: every file that ``parse`` reads; all exist.
+        root: folder of the data set, an absolute path, as those of the records are; each has a
+            cache of its own.
+        sources: every file that ``parse`` reads. Where one is missing ``parse`` is called, which
+            says so.
         parse: returns records (see :mod:`hkd_d2.data.datasets.records`), with XYWH_ABS boxes.
+        images: ``parse`` reads the images' sizes from the images, which are sources too.
     """
-    key = _key(sources)
-    root = os.path.abspath(root)
+    key = _stamp([*_code(), *sources])
+    if key is None:
+        return parse()
     place = hashlib.sha256(root.encode()).hexdigest()[:12]
-    path = os.path.join(cache_folder(), f"{name}-{place}.json")
+    path = os.path.join(_folder(), f"{name}-{place}.json")
     if os.path.isfile(path):
         try:
             with open(path, encoding="utf-8") as f:
                 content = json.load(f)
-            if content["key"] == key:
-                return [_to_record(record) for record in content["records"]]
+            records = content["records"]
+            if content["key"] == key and (not images or content["images"] == _images(records)):
+                return [_to_record(record) for record in records]
             logger.info(f"{path}: the data set or its loader has changed; parsing {root} again.")
         except (OSError, ValueError, TypeError, LookupError) as error:
             logger.warning(f"{path}: the cache is damaged ({error}); parsing {root} again.")
     records = parse()
+    content = {"key": key, "images": _images(records) if images else None, "records": records}
     try:
-        os.makedirs(cache_folder(), exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=cache_folder(), suffix=".tmp", delete=False
-        ) as f:
-            json.dump({"key": key, "records": records}, f, separators=(",", ":"))
-        os.replace(f.name, path)  # whole or not at all
+        os.makedirs(_folder(), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_folder()) as part:  # whole or not at all
+            part = os.path.join(part, name)
+            with open(part, "w", encoding="utf-8") as f:
+                f.write(json.dumps(content, separators=(",", ":")))  # json.dump is slower
+            os.replace(part, path)
     except OSError as error:
         logger.warning(f"{path}: the cache cannot be written ({error}).")
     return records
 
 
-def cache_folder() -> str:
-    """``$HKD_D2_CACHE``, or ``~/.cache/hkd_d2``."""
+def _folder() -> str:
     return os.path.expanduser(os.getenv("HKD_D2_CACHE") or os.path.join("~", ".cache", "hkd_d2"))
 
 
-def _key(sources: Iterable[str]) -> str:
+def _code() -> list[str]:
+    return sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(__file__)), "*.py")))
+
+
+def _images(records: list[dict]) -> str | None:
+    return _stamp(record["file_name"] for record in records)
+
+
+def _stamp(paths: Iterable[str]) -> str | None:
+    """Differs where a file has changed; None where one is missing."""
     digest = hashlib.sha256()
-    code = glob.glob(os.path.join(glob.escape(os.path.dirname(__file__)), "*.py"))
-    for path in (*sorted(code), *sources):
-        status = os.stat(path)
-        digest.update(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

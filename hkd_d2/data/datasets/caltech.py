@@ -92,7 +92,7 @@ def load_caltech(root: str, split: str, *, check_images: bool = True) -> list[di
         FileNotFoundError: a folder, an annotation file or an image is missing.
         ValueError: an unknown split, or a damaged file; the message names file and row.
     """
-    check_split("Caltech", SPLITS, root, split)
+    root = check_split("Caltech", SPLITS, root, split)
     sources = _annotation_files(root, split)
     records = cached_records(
         f"caltech-{split}",

@@ -23,6 +23,7 @@ import os
 import scipy.io
 
 from . import coco
+from .cache import cached_records
 from .records import check_images_exist, make_annotation, read_json, visible_ratio
 
 SPLITS = ("train", "val")
@@ -39,6 +40,8 @@ LABELS = {
     "person group": 5,
 }
 PEDESTRIAN, GROUP = 1, 5
+# Of the JSON files' names in the Cityscapes distribution.
+SUFFIX = "_gtBboxCityPersons.json"
 
 # Counted in the published .mat files; positives are pedestrians of at least 50 pixels.
 PUBLISHED = {
@@ -102,8 +105,16 @@ def load_citypersons(
             f"{root}: no annotations of split '{split}'; one of {paths} is needed."
         )
     form = form or found[0]
+    root = os.path.abspath(root)
     source = annotation_path(root, split, form)
-    records = _READERS[form](root, split)
+    records = cached_records(
+        f"citypersons-{split}-{form}",
+        root,
+        _annotation_files(source) if form == "cityscapes" else [source],
+        lambda: _READERS[form](root, split),
+    )
+    if form == "cityscapes":
+        _warn_of_unlabelled_images(root, split, records)
     if check_images:
         check_images_exist(records, source)
     others = ", ".join(f for f in found if f != form) or "none"
@@ -135,16 +146,9 @@ def to_coco(records: list[dict]) -> dict:
 
 
 def _read_cityscapes(root: str, split: str) -> list[dict]:
-    folder = annotation_path(root, split, "cityscapes")
-    suffix = "_gtBboxCityPersons.json"
-    files = glob.glob(os.path.join(glob.escape(folder), "*", "*" + suffix))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: no file <city>/*{suffix}; unpack the annotations there."
-        )
-
+    files = _annotation_files(annotation_path(root, split, "cityscapes"))
     records = []
-    for image_id, path in enumerate(sorted(files, key=os.path.basename), start=1):
+    for image_id, path in enumerate(files, start=1):
         data = read_json(path)
         if not isinstance(data, dict):
             data = {}
@@ -155,7 +159,7 @@ def _read_cityscapes(root: str, split: str) -> list[dict]:
                 "whole numbers and objects a list."
             )
         city = os.path.basename(os.path.dirname(path))
-        image = os.path.basename(path).removesuffix(suffix) + "_leftImg8bit.png"
+        image = os.path.basename(path).removesuffix(SUFFIX) + "_leftImg8bit.png"
         annotations = []
         for i, row in enumerate(objects):
             where = f"{path}: objects[{i}]"
@@ -167,17 +171,27 @@ def _read_cityscapes(root: str, split: str) -> list[dict]:
                 raise ValueError(f"{where}: unknown label '{name}', known are {', '.join(LABELS)}.")
             annotations.append(_annotation(LABELS[name], bbox, vis_bbox, where, (height, width)))
         records.append(_record(root, split, city, image, image_id, (height, width), annotations))
+    return records
 
-    images = glob.glob(
-        os.path.join(glob.escape(root), "leftImg8bit", split, "*", "*_leftImg8bit.png")
-    )
+
+def _annotation_files(folder: str) -> list[str]:
+    """The JSON files of a split in the Cityscapes distribution, in the order of its records."""
+    files = glob.glob(os.path.join(glob.escape(folder), "*", "*" + SUFFIX))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no file <city>/*{SUFFIX}; unpack the annotations there."
+        )
+    return sorted(files, key=os.path.basename)
+
+
+def _warn_of_unlabelled_images(root: str, split: str, records: list[dict]) -> None:
+    images = glob.glob(_image_path(glob.escape(root), split, "*", "*_leftImg8bit.png"))
     unlabelled = sorted(set(images) - {r["file_name"] for r in records})
     if unlabelled:
         logger.warning(
-            f"{folder}: {len(unlabelled)} images have no annotation file and are left out, the "
-            f"first is {unlabelled[0]}"
+            f"{annotation_path(root, split, 'cityscapes')}: {len(unlabelled)} images have no "
+            f"annotation file and are left out, the first is {unlabelled[0]}"
         )
-    return records
 
 
 def _read_mat(root: str, split: str) -> list[dict]:

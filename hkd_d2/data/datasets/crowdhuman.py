@@ -16,8 +16,8 @@ arXiv:1805.00123, 2018.
 import json
 import os
 
-from .image_sizes import image_sizes
-from .records import check_split, make_annotation, read_lines
+from .cache import cached_records
+from .records import check_split, image_sizes, make_annotation, read_lines
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 
@@ -49,9 +49,13 @@ def load_crowdhuman(root: str, split: str, *, check_images: bool = True) -> list
         FileNotFoundError: the folder, the annotation file or images are missing.
         ValueError: an unknown split, or a damaged file; the message names file, line and row.
     """
-    check_split("CrowdHuman", SPLITS, root, split)
+    root = check_split("CrowdHuman", SPLITS, root, split)
     path = os.path.join(root, f"annotation_{split}.odgt")
-    lines = read_lines(path, f"put annotation_{split}.odgt into the folder that has Images.")
+    return cached_records(f"crowdhuman-{split}", root, [path], lambda: _read(path), images=True)
+
+
+def _read(path: str) -> list[dict]:
+    lines = read_lines(path, "put it into the folder that has Images.")
     images: dict[str, list] = {}
     for i, line in enumerate(lines, start=1):
         try:
@@ -76,25 +80,23 @@ def load_crowdhuman(root: str, split: str, *, check_images: bool = True) -> list
     if not images:
         raise ValueError(f"{path}: the file is empty; fetch it again.")
 
-    folder, names = os.path.join(root, "Images"), [f"{name}.jpg" for name in images]
-    sizes = image_sizes(folder, names, path)
-    records = []
-    for i, (name, size, rows) in enumerate(
-        zip(names, sizes, images.values(), strict=True), start=1
-    ):
-        records.append(
-            {
-                "file_name": os.path.join(folder, name),
-                "image_id": i,
-                "height": size[0],
-                "width": size[1],
-                "annotations": [
-                    _annotation(row, f"{path}: line {i}: gtboxes[{j}]", size)
-                    for j, row in enumerate(rows)
-                ],
-            }
+    folder = os.path.join(os.path.dirname(path), "Images")
+    names = [os.path.join(folder, f"{name}.jpg") for name in images]
+    return [
+        {
+            "file_name": name,
+            "image_id": i,
+            "height": size[0],
+            "width": size[1],
+            "annotations": [
+                _annotation(row, f"{path}: line {i}: gtboxes[{j}]", size)
+                for j, row in enumerate(rows)
+            ],
+        }
+        for i, (name, size, rows) in enumerate(
+            zip(names, image_sizes(names, path), images.values(), strict=True), start=1
         )
-    return records
+    ]
 
 
 def _annotation(row, where: str, size: tuple[int, int]) -> dict:

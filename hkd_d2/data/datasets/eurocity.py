@@ -17,6 +17,7 @@ import glob
 import os
 import re
 
+from .cache import cached_records
 from .records import check_images_exist, check_split, make_annotation, read_json
 
 # The labels of test are not public.
@@ -54,7 +55,7 @@ def load_eurocity(root: str, split: str, *, check_images: bool = True) -> list[d
         FileNotFoundError: a folder or an image is missing.
         ValueError: an unknown split, or a damaged file; the message names file and row.
     """
-    check_split("EuroCity Persons", SPLITS, root, split)
+    root = check_split("EuroCity Persons", SPLITS, root, split)
     time, part = split.split("_")
     labels, images = (os.path.join(root, time, kind, part) for kind in ("labels", "img"))
     paths = sorted(glob.glob(os.path.join(glob.escape(labels), "*", "*.json")))
@@ -63,7 +64,9 @@ def load_eurocity(root: str, split: str, *, check_images: bool = True) -> list[d
             f"{labels}: no file <city>/*.json; unpack the labels there, under the folder that has "
             "day and night."
         )
-    records = _read_frames(labels, images, paths)
+    records = cached_records(
+        f"eurocity-{split}", root, paths, lambda: _read_frames(labels, images, paths)
+    )
     if check_images:
         check_images_exist(records, labels)
     return records

@@ -71,7 +71,7 @@ def load_kaist(root: str, split: str, *, check_images: bool = True) -> list[dict
         FileNotFoundError: a folder, a file or an image is missing.
         ValueError: an unknown split, or a damaged file; the message names file and row.
     """
-    check_split("KAIST", SPLITS, root, split)
+    root = check_split("KAIST", SPLITS, root, split)
     if split in ("test", "test_day", "test_night"):
         source = os.path.join(root, TEST_JSON)
         if not os.path.isfile(source):

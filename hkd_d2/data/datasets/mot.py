@@ -13,6 +13,7 @@ TrackEval (github.com/JonathonLuiten/TrackEval, datasets/mot_challenge_2d_box.py
 import configparser
 import os
 
+from .cache import cached_records
 from .records import check_images_exist, check_split, make_annotation, read_lines
 
 # The ground truth of test is not public. The halves are those of CenterTrack
@@ -49,8 +50,14 @@ def load_mot(
         FileNotFoundError: a folder, a file or an image is missing.
         ValueError: an unknown split, or a damaged file; the message names file and line.
     """
-    check_split(name, SPLITS, root, split)
-    records = _read_sequences(_sequences(os.path.join(root, "train")), split, distractors)
+    root = check_split(name, SPLITS, root, split)
+    folders = _sequences(os.path.join(root, "train"))
+    records = cached_records(
+        f"{name.lower()}-{split}",
+        root,
+        [path for folder in folders for path in (_info_path(folder), _rows_path(folder))],
+        lambda: _read_sequences(folders, split, distractors),
+    )
     if check_images:
         check_images_exist(records, os.path.join(root, "train"))
     return records
@@ -60,8 +67,8 @@ def _read_sequences(folders: list[str], split: str, distractors: set[int]) -> li
     """Records of the frames that ``split`` has of each sequence."""
     records, image_id = [], 0
     for folder in folders:
-        images, suffix, size, length = _read_info(os.path.join(folder, "seqinfo.ini"))
-        rows = _read_rows(os.path.join(folder, "gt", "gt.txt"), length, size, distractors)
+        images, suffix, size, length = _read_info(_info_path(folder))
+        rows = _read_rows(_rows_path(folder), length, size, distractors)
         half = length // 2 + 1
         first, last = {"train_half": (1, half), "val_half": (half + 1, length)}.get(
             split, (1, length)
@@ -87,7 +94,7 @@ def _sequences(folder: str) -> list[str]:
     ground truth: one of them is taken, FRCNN where it is there.
     """
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    names = [name for name in names if os.path.isfile(os.path.join(folder, name, "seqinfo.ini"))]
+    names = [name for name in names if os.path.isfile(_info_path(os.path.join(folder, name)))]
     if not names:
         raise FileNotFoundError(
             f"{folder}: no sequence with a seqinfo.ini; the root must be the folder that has train."
@@ -96,6 +103,14 @@ def _sequences(folder: str) -> list[str]:
     for name in sorted(names, key=lambda name: (not name.endswith("-FRCNN"), name)):
         chosen.setdefault("-".join(name.split("-")[:2]), name)
     return [os.path.join(folder, chosen[key]) for key in sorted(chosen)]
+
+
+def _info_path(folder: str) -> str:
+    return os.path.join(folder, "seqinfo.ini")
+
+
+def _rows_path(folder: str) -> str:
+    return os.path.join(folder, "gt", "gt.txt")
 
 
 def _read_info(path: str) -> tuple[str, str, tuple[int, int], int]:

@@ -15,6 +15,7 @@ import glob
 import os
 import re
 
+from .cache import cached_records
 from .records import check_images_exist, check_split, make_annotation, read_lines
 
 SPLITS = ("all",)
@@ -44,7 +45,7 @@ def load_pennfudan(root: str, split: str, *, check_images: bool = True) -> list[
         FileNotFoundError: a folder or an image is missing.
         ValueError: an unknown split, or a damaged file; the message names file and line.
     """
-    check_split("Penn-Fudan", SPLITS, root, split)
+    root = check_split("Penn-Fudan", SPLITS, root, split)
     folder = os.path.join(root, "Annotation")
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.txt")))
     if not paths:
@@ -52,6 +53,13 @@ def load_pennfudan(root: str, split: str, *, check_images: bool = True) -> list[
             f"{folder}: no annotation file; the root must be the folder that has Annotation and "
             "PNGImages."
         )
+    records = cached_records("pennfudan", root, paths, lambda: _read_annotations(root, paths))
+    if check_images:
+        check_images_exist(records, folder)
+    return records
+
+
+def _read_annotations(root: str, paths: list[str]) -> list[dict]:
     records = []
     for i, path in enumerate(paths, start=1):
         size, annotations = _read_annotation(path)
@@ -65,8 +73,6 @@ def load_pennfudan(root: str, split: str, *, check_images: bool = True) -> list[
                 "annotations": annotations,
             }
         )
-    if check_images:
-        check_images_exist(records, folder)
     return records
 
 

@@ -24,8 +24,11 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.structures import BoxMode
+
+from ..image_files import image_size
 
 
 def read_json(path: str):
@@ -66,20 +69,25 @@ def read_lines(path: str, hint: str) -> list[str]:
             ) from error
 
 
-def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> None:
+def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> str:
     """Check that the data set ``name`` has this split and that its folder exists.
+
+    Returns:
+        str: the folder's absolute path.
 
     Raises:
         ValueError: an unknown split.
         FileNotFoundError: no such folder.
     """
     if split not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}, not '{split}'.")
+        noun = "split" if len(splits) == 1 else "splits"
+        raise ValueError(f"{name} has the {noun} {', '.join(splits)}, not '{split}'.")
     if not os.path.isdir(root):
         raise FileNotFoundError(
             f"{root}: no such folder; put {name} there or set DETECTRON2_DATASETS or "
             "HKD.DATA.REGISTER to where it is."
         )
+    return os.path.abspath(root)
 
 
 def visible_ratio(bbox: list[float], vis_bbox: list[float]) -> float:
@@ -161,6 +169,22 @@ def check_images_exist(records: list[dict], source: str) -> None:
             f"{source}: {len(missing)} of {len(records)} images are missing, the first is "
             f"{missing[0]}; put the images there or correct the image folder."
         )
+
+
+def image_sizes(paths: list[str], source: str) -> list[tuple[int, int]]:
+    """(height, width) of each image, as Detectron2 reads it, for annotations that do not state it.
+
+    Args:
+        paths: of the images.
+        source: names the annotations in messages.
+
+    Raises:
+        FileNotFoundError: images are missing.
+        ValueError: a file is no image.
+    """
+    check_images_exist([{"file_name": path} for path in paths], source)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(image_size, paths))
 
 
 def _is_finite(value) -> bool:

@@ -12,8 +12,8 @@ Wild, IEEE Transactions on Multimedia, 2019 (arXiv:1909.12118).
 
 import os
 
-from .image_sizes import image_sizes
-from .records import check_split, make_annotation, read_lines
+from .cache import cached_records
+from .records import check_split, image_sizes, make_annotation, read_lines
 
 # The annotations of test are not public. In train and val pedestrians alone count, in the others
 # riders and partially visible persons too.
@@ -45,31 +45,35 @@ def load_widerperson(root: str, split: str, *, check_images: bool = True) -> lis
         FileNotFoundError: the folder, the list, annotations or images are missing.
         ValueError: an unknown split, or a damaged file; the message names file and line.
     """
-    check_split("WiderPerson", SPLITS, root, split)
-    objects = {PEDESTRIAN}
-    if split.endswith("_persons"):
-        objects |= {RIDER, PARTIALLY_VISIBLE}
+    root = check_split("WiderPerson", SPLITS, root, split)
     path = os.path.join(root, f"{split.removesuffix('_persons')}.txt")
     names = [name.strip() for name in read_lines(path, "put the root where train.txt is.")]
     names = [name for name in names if name]
     if not names:
         raise ValueError(f"{path}: the list of images is empty; fetch it again.")
 
-    folder = os.path.join(root, "Images")
-    sizes = image_sizes(folder, [f"{name}.jpg" for name in names], path)
-    records = []
-    for i, (name, size) in enumerate(zip(names, sizes, strict=True), start=1):
-        annotations = os.path.join(root, "Annotations", f"{name}.jpg.txt")
-        records.append(
+    images = [os.path.join(root, "Images", f"{name}.jpg") for name in names]
+    annotations = [os.path.join(root, "Annotations", f"{name}.jpg.txt") for name in names]
+    objects = {PEDESTRIAN}
+    if split.endswith("_persons"):
+        objects |= {RIDER, PARTIALLY_VISIBLE}
+
+    def parse() -> list[dict]:
+        sizes = image_sizes(images, path)
+        return [
             {
-                "file_name": os.path.join(folder, f"{name}.jpg"),
+                "file_name": image,
                 "image_id": i,
                 "height": size[0],
                 "width": size[1],
-                "annotations": _read_rows(annotations, size, objects),
+                "annotations": _read_rows(rows, size, objects),
             }
-        )
-    return records
+            for i, (image, rows, size) in enumerate(
+                zip(images, annotations, sizes, strict=True), start=1
+            )
+        ]
+
+    return cached_records(f"widerperson-{split}", root, [path, *annotations], parse, images=True)
 
 
 def _read_rows(path: str, size: tuple[int, int], objects: set[int]) -> list[dict]:
