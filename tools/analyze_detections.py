@@ -13,17 +13,20 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hkd_d2.evaluation import (
     MISSING_POINTS,
-    SETUPS,
+    PROTOCOLS,
+    CrowdHumanProtocol,
+    Protocol,
     evaluate_miss_rate,
-    load_detections,
     load_ground_truth,
     select_setups,
 )
 from hkd_d2.evaluation.analysis import analyze_errors
+from hkd_d2.evaluation.result_files import read_results
 from hkd_d2.visualization.error_page import ImageFolder, write_error_page
 
 
@@ -32,27 +35,29 @@ def parse_args(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "ground_truth", metavar="GT.json", help="COCO-style, with height and vis_ratio"
+        "ground_truth", metavar="GT.json", help="COCO-style, with what the protocol reads"
     )
     parser.add_argument(
         "detections",
         metavar="[NAME=]FILE",
         nargs="+",
-        help="COCO's result format; the name is that of the file where none is given",
+        help="as tools/evaluate_miss_rate.py reads it: COCO's result format, or a folder of "
+        "Caltech's text files; the name is that of the file where none is given",
     )
     parser.add_argument("--images", metavar="DIR", help="for the contact sheets")
     parser.add_argument(
         "--out", metavar="PAGE.html", default="errors.html", help="default: %(default)s"
     )
     parser.add_argument(
-        "--curves",
-        metavar="SETUP",
-        default="Reasonable",
-        help=f"setup of the curves (default: %(default)s), out of {', '.join(SETUPS)}",
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="citypersons",
+        help="whose setups and rules (default: %(default)s); crowdhuman has no setups",
     )
     parser.add_argument(
-        "--setup", default="All", help="setup of everything else (default: %(default)s)"
+        "--curves", metavar="SETUP", help="setup of the curves (default: Reasonable)"
     )
+    parser.add_argument("--setup", help="setup of everything else (default: All)")
     parser.add_argument(
         "--fppi",
         type=float,
@@ -65,8 +70,7 @@ def parse_args(argv):
     parser.add_argument(
         "--missing-point",
         choices=list(MISSING_POINTS),
-        default="official",
-        help="as in tools/evaluate_miss_rate.py",
+        help="as in tools/evaluate_miss_rate.py (default: the protocol's)",
     )
     return parser.parse_args(argv)
 
@@ -86,6 +90,11 @@ def named_files(arguments: list[str]) -> dict[str, str]:
     return files
 
 
+def default_setup(name: str, protocol: Protocol) -> str:
+    """The protocol's setup of that name; some write it in lower case."""
+    return next(setup for setup in protocol.setups if setup.lower() == name)
+
+
 def analyze(args) -> list[str]:
     """Write the page and its numbers; returns the two paths."""
     page = Path(args.out)
@@ -95,23 +104,35 @@ def analyze(args) -> list[str]:
     files = named_files(args.detections)
     if numbers.resolve() in {Path(file).resolve() for file in (args.ground_truth, *files.values())}:
         raise ValueError(f"{numbers} would be overwritten by the numbers; give another --out.")
-    select_setups([args.curves])
-    setup = select_setups([args.setup])[args.setup]
-    ground_truth = load_ground_truth(args.ground_truth)
+    protocol = PROTOCOLS[args.protocol]
+    if isinstance(protocol, CrowdHumanProtocol):
+        raise ValueError(
+            "crowdhuman has no setups to look into; tools/evaluate_miss_rate.py gives its AP, "
+            "MR^-2 and JI."
+        )
+    if args.missing_point:
+        protocol = replace(protocol, missing_point=args.missing_point)
+    curves = args.curves or default_setup("reasonable", protocol)
+    setup = args.setup or default_setup("all", protocol)
+    select_setups([curves, setup], protocol)
+    ground_truth = load_ground_truth(args.ground_truth, protocol)
     if args.images is not None:
         ImageFolder(args.images, ground_truth)  # before the work
     detections, results, errors = {}, {}, {}
     for name, file in files.items():
-        detections[name] = load_detections(file, ground_truth)
+        detections[name] = read_results(file, ground_truth, protocol)
         try:
             errors[name] = analyze_errors(
-                ground_truth, detections[name], setup, args.fppi, args.worst
+                ground_truth,
+                detections[name],
+                protocol.setups[setup],
+                args.fppi,
+                args.worst,
+                protocol,
             )
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        results[name] = evaluate_miss_rate(
-            ground_truth, detections[name], SETUPS, args.missing_point
-        )
+        results[name] = evaluate_miss_rate(ground_truth, detections[name], protocol=protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_error_page(
         page,
@@ -119,19 +140,20 @@ def analyze(args) -> list[str]:
         results,
         ground_truth,
         detections,
-        setup=args.setup,
-        curves=args.curves,
-        missing_point=args.missing_point,
+        setup=setup,
+        curves=curves,
+        protocol=protocol,
         images=args.images,
     )
     content = {
-        "setup": args.setup,
-        "curves": args.curves,
-        "missing_point": args.missing_point,
+        "setup": setup,
+        "curves": curves,
+        "protocol": protocol.name,
+        "rules": protocol.rules(),
         "detectors": {
             name: {
                 "miss_rate": {key: value.miss_rate for key, value in results[name].items()},
-                "curve": _curve(results[name][args.curves]),
+                "curve": _curve(results[name][curves]),
                 "errors": errors[name].to_json(),
             }
             for name in files

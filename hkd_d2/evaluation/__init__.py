@@ -24,6 +24,7 @@ from .protocols import (
     CrowdHumanProtocol,
     Protocol,
     Setup,
+    describe_ranges,
     select_protocol,
     select_setups,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Setup",
     "SetupMatches",
     "coco_ground_truth",
+    "describe_ranges",
     "evaluate_crowdhuman",
     "evaluate_miss_rate",
     "format_table",

@@ -12,10 +12,12 @@ its curve too, but here k is 0, everything missed, where the first detection exc
 *Misses.* Countable pedestrians that none of the first k detections took. The miss rate of a range
 of heights or visible shares is missed over countable pedestrians in it; the counts of all ranges
 sum to the setup's. Matching is done once, not once a range, so a range is no setup of its own.
+Visible shares are left out where the ground truth has none.
 
 *False positives.* Counted detections that took no pedestrian and that no ignored box absorbed. By
 the highest intersection over union with any box of the ground truth they are a "duplicate" (from
-0.5: that pedestrian was taken by a higher score), "misplaced" (from 0.1) or "background". The bound
+0.5: that pedestrian was taken by a higher score), "misplaced" (from 0.1) or "background". Overlaps
+are those of the matching, of boxes as the protocol cuts and resizes them. The bound
 0.1 is that of Hoiem, Chodpathumwan and Dai, "Diagnosing Error in Object Detectors", ECCV 2012.
 
 *Calibration.* All counted detections of the setup, in ten ranges of score of equal width. A range's
@@ -34,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from .miss_rate import MIN_OVERLAP, PEDESTRIAN, Setup, SetupMatches, match_setup, overlaps
+from .protocols import CITYPERSONS, Protocol
 
 __all__ = [
     "FALSE_POSITIVE_KINDS",
@@ -165,8 +168,8 @@ class Miss:
         annotation: its row in the annotations.
         image_id: of its image.
         box: [x, y, w, h] in pixels.
-        height: in pixels, as the ground truth has it.
-        visibility: visible share.
+        height: in pixels, as the protocol reads it.
+        visibility: visible share; None where the ground truth has none.
         overlap: highest intersection over union with any detection that scores at least as high as
             the operating point; such a detection may have taken a neighbour.
         score: of the detection that takes it below the operating point; None where none does.
@@ -176,7 +179,7 @@ class Miss:
     image_id: int
     box: list[float]
     height: float
-    visibility: float
+    visibility: float | None
     overlap: float
     score: float | None
 
@@ -189,10 +192,12 @@ class ErrorAnalysis:
         setup: which pedestrians count.
         operating_point: where the misses and the counts of false positives belong.
         by_height, by_visibility: misses in the ranges of :data:`HEIGHT_EDGES` and
-            :data:`VISIBILITY_EDGES`.
+            :data:`VISIBILITY_EDGES`; the second is empty where the ground truth has no visible
+            shares.
         calibration: None where a score lies outside 0 to 1.
         worst_false_positives: those of highest score, whatever the operating point.
         worst_misses: those of largest height times visible share.
+        pedestrians: rows of the annotations that count.
     """
 
     setup: Setup
@@ -202,10 +207,15 @@ class ErrorAnalysis:
     calibration: Calibration | None
     worst_false_positives: list[FalsePositive]
     worst_misses: list[Miss]
+    pedestrians: frozenset[int]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain lists, dicts and numbers; infinite edges and NaN become None."""
+        """The same as plain lists, dicts and numbers, but for ``pedestrians``.
+
+        Infinite edges and NaN become None.
+        """
         content = asdict(self)
+        del content["pedestrians"]
         content["operating_point"]["miss_rate"] = self.operating_point.miss_rate
         for key in ("by_height", "by_visibility"):
             for row, part in zip(content[key], getattr(self, key), strict=True):
@@ -219,6 +229,7 @@ def analyze_errors(
     setup: Setup,
     fppi: float = 0.1,
     worst: int = 24,
+    protocol: Protocol | str = CITYPERSONS,
 ) -> ErrorAnalysis:
     """Sort out what a detector gets wrong. The arguments are not changed.
 
@@ -228,6 +239,7 @@ def analyze_errors(
         setup: which pedestrians count.
         fppi: false positives per image of the operating point.
         worst: at most so many false positives and misses are listed.
+        protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
 
     Raises:
         ValueError: malformed input, naming the row; no countable pedestrian; no detection of
@@ -237,7 +249,7 @@ def analyze_errors(
         raise ValueError(f"fppi is {fppi!r}; give a positive number of false positives per image.")
     if worst < 0:
         raise ValueError(f"worst is {worst!r}; give 0 or more.")
-    matches = match_setup(ground_truth, detections, setup)
+    matches = match_setup(ground_truth, detections, setup, protocol)
     annotations = ground_truth["annotations"]
     if not len(matches.pedestrian):
         raise ValueError("The setup counts no pedestrian of the ground truth; choose another.")
@@ -251,11 +263,11 @@ def analyze_errors(
     score = float(detections[matches.detection[over - 1]]["score"]) if over else None
     found = set(matches.annotation[:over].tolist()) - {-1}
     missed = [row for row in matches.pedestrian.tolist() if row not in found]
+    has_visibility = any("vis_ratio" in annotations[row] for row in matches.pedestrian.tolist())
+    visibility = np.minimum(matches.visibility, 1) if has_visibility else None
     wrong = _false_positives(matches, over, worst, detections, annotations)
     # By falling score, so those over the operating point are the first.
     kinds = [entry.kind for entry in wrong[: np.count_nonzero(matches.annotation[:over] < 0)]]
-    height = np.array([annotations[row]["height"] for row in matches.pedestrian])
-    visibility = np.array([annotations[row]["vis_ratio"] for row in matches.pedestrian])
     is_missed = np.isin(matches.pedestrian, missed)
     return ErrorAnalysis(
         setup=setup,
@@ -268,11 +280,16 @@ def analyze_errors(
             pedestrians=len(matches.pedestrian),
             false_positives={kind: kinds.count(kind) for kind in FALSE_POSITIVE_KINDS},
         ),
-        by_height=_ranges(height, is_missed, HEIGHT_EDGES),
-        by_visibility=_ranges(visibility, is_missed, VISIBILITY_EDGES),
+        by_height=_ranges(matches.height[matches.pedestrian], is_missed, HEIGHT_EDGES),
+        by_visibility=[]
+        if visibility is None
+        else _ranges(visibility[matches.pedestrian], is_missed, VISIBILITY_EDGES),
         calibration=_calibration(matches, detections),
         worst_false_positives=wrong[:worst],
-        worst_misses=_worst_misses(matches, missed, score, worst, detections, annotations),
+        worst_misses=_worst_misses(
+            matches, missed, score, worst, detections, annotations, visibility
+        ),
+        pedestrians=frozenset(matches.pedestrian.tolist()),
     )
 
 
@@ -326,7 +343,7 @@ def _false_positives(
     """By falling score: all over the operating point, and on to the ``worst``."""
     wrong = np.flatnonzero(matches.annotation < 0)
     wrong = wrong[(wrong < over) | (np.arange(len(wrong)) < worst)]
-    truth = _boxes_by_image(annotations)
+    truth = _boxes_by_image(annotations, matches.annotation_box)
     return [
         FalsePositive(
             detection=row,
@@ -339,7 +356,7 @@ def _false_positives(
         for row in matches.detection[
             wrong[(wrong < over) | (np.arange(len(wrong)) < worst)]
         ].tolist()
-        for overlap in [_highest(detections[row]["bbox"], truth[detections[row]["image_id"]])]
+        for overlap in [_highest(matches.detection_box[row], truth[detections[row]["image_id"]])]
     ]
 
 
@@ -356,40 +373,42 @@ def _worst_misses(
     worst: int,
     detections: list,
     annotations: list,
+    visibility: np.ndarray | None,
 ) -> list[Miss]:
-    def visible_height(row: int) -> float:
-        return annotations[row]["height"] * min(annotations[row]["vis_ratio"], 1)
-
+    visible_height = matches.height if visibility is None else matches.height * visibility
     later = dict(zip(matches.annotation.tolist(), matches.detection.tolist(), strict=True))
-    over = [row for row in detections if score is not None and row["score"] >= score]
-    boxes = _boxes_by_image(over)
+    over = [score is not None and row["score"] >= score for row in detections]
+    boxes = _boxes_by_image(
+        [row for row, is_over in zip(detections, over, strict=True) if is_over],
+        matches.detection_box[np.array(over, dtype=bool)],
+    )
     return [
         Miss(
             annotation=row,
             image_id=int(annotations[row]["image_id"]),
             box=[float(value) for value in annotations[row]["bbox"]],
-            height=float(annotations[row]["height"]),
-            visibility=float(annotations[row]["vis_ratio"]),
-            overlap=_highest(annotations[row]["bbox"], boxes[annotations[row]["image_id"]]),
+            height=float(matches.height[row]),
+            visibility=None if visibility is None else float(visibility[row]),
+            overlap=_highest(matches.annotation_box[row], boxes[annotations[row]["image_id"]]),
             score=float(detections[later[row]]["score"]) if row in later else None,
         )
-        for row in sorted(missed, key=visible_height, reverse=True)[:worst]
+        for row in sorted(missed, key=visible_height.__getitem__, reverse=True)[:worst]
     ]
 
 
-def _boxes_by_image(rows: list[dict[str, Any]]) -> dict[int, list]:
-    boxes = defaultdict(list)
-    for row in rows:
-        if row["category_id"] == PEDESTRIAN:
-            boxes[row["image_id"]].append(row["bbox"])
-    return boxes
+def _boxes_by_image(rows: list[dict[str, Any]], boxes: np.ndarray) -> dict[int, list]:
+    """Boxes of the rows that play a part, which are no NaN, by image id."""
+    by_image = defaultdict(list)
+    for row in np.flatnonzero(~np.isnan(boxes[:, 0])).tolist():
+        by_image[rows[row]["image_id"]].append(boxes[row])
+    return by_image
 
 
-def _highest(box: list[float], others: list[list[float]]) -> float:
+def _highest(box: np.ndarray, others: list[np.ndarray]) -> float:
     """Highest intersection over union of a box with others; 0 where there are none."""
     if not others:
         return 0.0
-    over_union, _ = overlaps(np.array([box], dtype=float), np.array(others, dtype=float))
+    over_union, _ = overlaps(box[None], np.array(others))
     return float(over_union.max())
 
 

@@ -46,12 +46,12 @@ import numpy as np
 from .protocols import (
     CITYPERSONS,
     MISSING_POINTS,
-    NO_LIMIT,
     ROUNDED_FPPI,
     SETUPS,
     CrowdHumanProtocol,
     Protocol,
     Setup,
+    describe_ranges,
     select_protocol,
     select_setups,
 )
@@ -139,12 +139,20 @@ class SetupMatches:
             :class:`MissRateResult`: by falling score.
         annotation: int64 (D,), the row of the annotation that each took; -1 for a false positive.
         pedestrian: int64 (G,), rows of the annotations that are countable, rising.
+        detection_box: float64 (all detections, 4), [x, y, w, h], as the protocol cuts and resizes
+            them; NaN where the detection plays no part, as one of another category.
+        annotation_box: float64 (all annotations, 4), likewise.
+        height, visibility: float64 (all annotations,), as the protocol reads them; NaN likewise.
     """
 
     num_images: int
     detection: np.ndarray
     annotation: np.ndarray
     pedestrian: np.ndarray
+    detection_box: np.ndarray
+    annotation_box: np.ndarray
+    height: np.ndarray
+    visibility: np.ndarray
 
     @property
     def fppi(self) -> np.ndarray:
@@ -250,8 +258,8 @@ def match_setup(
     truth_row = _rows_that_count(annotations, protocol.labels)
     image = [truth.image_index[annotations[row]["image_id"]] for row in truth_row]
     truth_row = truth_row[np.argsort(image, kind="stable")]  # as _read_ground_truth does
+    found_row = _rows_that_count(detections)
     order = _rank(found, protocol)
-    detection_row = _rows_that_count(detections)[order]
 
     candidates = _match_candidates(truth, found.take(order), protocol)
     matching = _match(setup, truth, candidates, protocol)
@@ -259,11 +267,16 @@ def match_setup(
     annotation = np.full(len(taken), -1, dtype=np.int64)
     annotation[taken] = truth_row[matching.truth[taken]]
     countable = matching.countable if truth.has_category else np.zeros_like(matching.countable)
+    counted_box = np.where(countable[:, None], truth.counted_box, truth.box)
     return SetupMatches(
         num_images=len(truth.image_index),
-        detection=detection_row[matching.detection],
+        detection=found_row[order][matching.detection],
         annotation=annotation,
         pedestrian=np.sort(truth_row[countable]),
+        detection_box=_spread(found.box, found_row, len(detections)),
+        annotation_box=_spread(counted_box, truth_row, len(annotations)),
+        height=_spread(truth.height, truth_row, len(annotations)),
+        visibility=_spread(truth.visibility, truth_row, len(annotations)),
     )
 
 
@@ -290,6 +303,13 @@ def _rows_that_count(
     )
 
 
+def _spread(values: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
+    """Values at their rows of ``length``, NaN elsewhere."""
+    spread = np.full((length, *values.shape[1:]), np.nan)
+    spread[rows] = values
+    return spread
+
+
 def _use_native(impl: str | None) -> bool:
     if impl not in (None, "native", "reference"):
         raise ValueError(f"impl is {impl!r}; choose one of None, native, reference.")
@@ -303,35 +323,19 @@ def _use_native(impl: str | None) -> bool:
 
 def format_table(results: Mapping[str, MissRateResult]) -> str:
     """Lay results out as a plain-text table: setup, its ranges, countable boxes, percent."""
-    ranges = ["height", "visibility"]
-    if any(result.setup.occlusion for result in results.values()):
-        ranges = ["height", "occlusion"]
+    ranges = describe_ranges({name: result.setup for name, result in results.items()})
     rows = [("setup", *ranges, "boxes", "MR^-2 %")]
-    for name, result in results.items():
-        rows.append(
-            (
-                name,
-                *(_format_range(getattr(result.setup, quantity)) for quantity in ranges),
-                str(result.num_ground_truth),
-                f"{result.miss_rate:.2f}",
-            )
-        )
+    for name, *cells, result in zip(results, *ranges.values(), results.values(), strict=True):
+        rows.append((name, *cells, str(result.num_ground_truth), f"{result.miss_rate:.2f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
+            cell.ljust(width) if column <= len(ranges) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     )
     return "\n".join(lines)
-
-
-def _format_range(bounds: tuple[float, float] | None) -> str:
-    low, high = bounds or (0, NO_LIMIT)
-    if low >= NO_LIMIT:
-        return "full"
-    return f">= {low:g}" if high >= NO_LIMIT else f"{low:g} to {high:g}"
 
 
 # ------------------------------------------------------------------------------------ reading

@@ -37,6 +37,7 @@ __all__ = [
     "CrowdHumanProtocol",
     "Protocol",
     "Setup",
+    "describe_ranges",
     "select_protocol",
     "select_setups",
 ]
@@ -85,6 +86,22 @@ class Setup:
     def ranges(self) -> dict[str, list[float]]:
         """The ranges that the setup has, for JSON."""
         return {name: list(bounds) for name, bounds in asdict(self).items() if bounds is not None}
+
+
+def describe_ranges(setups: Mapping[str, Setup]) -> dict[str, list[str]]:
+    """The setups' ranges in words: of each quantity that any of them limits, a cell a setup."""
+    columns = {}
+    for quantity in ("height", "visibility", "occlusion", "truncation"):
+        ranges = [getattr(setup, quantity) or (0, NO_LIMIT) for setup in setups.values()]
+        if any(bounds != (0, NO_LIMIT) for bounds in ranges):
+            columns[quantity] = [_describe_range(*bounds) for bounds in ranges]
+    return columns
+
+
+def _describe_range(low: float, high: float) -> str:
+    if low >= NO_LIMIT:
+        return "full"
+    return f">= {low:g}" if high >= NO_LIMIT else f"{low:g} to {high:g}"
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import base64
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from hkd_d2.evaluation import MISSING_POINTS, MissRateResult
+from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
 
 from .curves import plot_miss_rate
@@ -51,7 +51,7 @@ def write_error_page(
     *,
     setup: str,
     curves: str,
-    missing_point: str = "official",
+    protocol: Protocol = CITYPERSONS,
     images: str | os.PathLike | None = None,
 ) -> None:
     """Write a page that needs no other file and no script: table, figures, contact sheets.
@@ -64,8 +64,7 @@ def write_error_page(
         detections: COCO results by the detector's name, all that were analysed.
         setup: the name of the errors' setup.
         curves: the setup, a key of each of ``results``, whose curves are drawn.
-        missing_point: the key of :data:`hkd_d2.evaluation.MISSING_POINTS` that ``results`` were
-            computed by.
+        protocol: the rules by which both were computed.
         images: the folder of the images for the contact sheets; None leaves them out.
 
     Raises:
@@ -83,8 +82,8 @@ def write_error_page(
         f"<p>{len(ground_truth['images'])} images. Lower miss rates are better.</p>",
         "<h2>Miss rate</h2>",
         _score_table(results),
-        f"<p>Missing reference points: {escape(missing_point)}, "
-        f"{escape(MISSING_POINTS[missing_point])}.</p>",
+        "<p>A setup counts the pedestrians in its ranges. The rules:</p>",
+        "<ul>" + "".join(f"<li>{escape(rule)}</li>" for rule in protocol.describe()) + "</ul>",
         _figure(
             lambda file: plot_miss_rate(
                 {name: by_setup[curves] for name, by_setup in results.items()}, file, curves
@@ -100,6 +99,9 @@ def write_error_page(
     ]
     for kind, what in (("by_height", "height in pixels"), ("by_visibility", "visible share")):
         ranges = {name: getattr(found, kind) for name, found in errors.items()}
+        if not all(ranges.values()):
+            parts.append(f"<p>The ground truth has no {what}.</p>")
+            continue
         parts += [
             f"<h3>By {what}</h3>",
             _figure(
@@ -208,15 +210,22 @@ def _list(named: Mapping[str, str]) -> str:
 
 def _score_table(results: Mapping[str, Mapping[str, MissRateResult]]) -> str:
     first = next(iter(results.values()))
+    ranges = describe_ranges({name: result.setup for name, result in first.items()})
     rows = [
-        [name, str(first[name].num_ground_truth)]
+        [name, *cells, _counts(by_setup[name].num_ground_truth for by_setup in results.values())]
         + [
             f"{by_setup[name].miss_rate:.2f}" if by_setup[name].num_ground_truth else "-"
             for by_setup in results.values()
         ]
-        for name in first
+        for name, *cells in zip(first, *ranges.values(), strict=True)
     ]
-    return _table("MR^-2 in percent", ["setup", "pedestrians", *results], rows)
+    return _table("MR^-2 in percent", ["setup", *ranges, "pedestrians", *results], rows)
+
+
+def _counts(of_each: Iterable[int]) -> str:
+    """How many pedestrians count: one number, but where a rule asks what a detector found."""
+    counts = list(of_each)
+    return " / ".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
 
 
 def _point_table(errors: Mapping[str, ErrorAnalysis]) -> str:
@@ -238,12 +247,11 @@ def _point_table(errors: Mapping[str, ErrorAnalysis]) -> str:
 
 
 def _range_table(ranges: Mapping[str, Sequence[MissRange]], what: str) -> str:
-    first = next(iter(ranges.values()))
     rows = [
-        [range_label(part.low, part.high), str(part.pedestrians)]
-        + [f"{parts[number].missed} ({parts[number].miss_rate:.1%})" for parts in ranges.values()]
-        for number, part in enumerate(first)
-        if part.pedestrians
+        [range_label(parts[0].low, parts[0].high), _counts(part.pedestrians for part in parts)]
+        + [f"{p.missed} ({p.miss_rate:.1%})" if p.pedestrians else "-" for p in parts]
+        for parts in zip(*ranges.values(), strict=True)
+        if any(part.pedestrians for part in parts)
     ]
     caption = "Missed pedestrians; a range holds its lower edge and not its upper one"
     return _table(caption, [what, "pedestrians", *ranges], rows)
@@ -285,11 +293,6 @@ def _calibration(errors: Mapping[str, ErrorAnalysis]) -> list[str]:
 
 
 def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
-    truth = {True: {}, False: {}}  # countable or not, by image
-    setup = next(iter(errors.values())).setup
-    for row in ground_truth["annotations"]:
-        if row["category_id"] == 1:
-            truth[setup.counts(row)].setdefault(row["image_id"], []).append(row["bbox"])
     words = {
         "false alarm": "false positive",
         "missed": "missed pedestrian",
@@ -306,6 +309,11 @@ def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
         + "</p>"
     ]
     for name, found in errors.items():
+        truth = {True: {}, False: {}}  # countable or not, by image
+        for number, row in enumerate(ground_truth["annotations"]):
+            if row["category_id"] == 1:
+                by_image = truth[number in found.pedestrians]
+                by_image.setdefault(row["image_id"], []).append(row["bbox"])
         wrong = [
             (
                 entry,
@@ -319,8 +327,9 @@ def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
             (
                 entry,
                 "missed",
-                f"height {entry.height:.0f}, visible {entry.visibility:.0%}, IoU "
-                f"{entry.overlap:.2f}, "
+                f"height {entry.height:.0f}, "
+                + ("" if entry.visibility is None else f"visible {entry.visibility:.0%}, ")
+                + f"IoU {entry.overlap:.2f}, "
                 + ("no match" if entry.score is None else f"score {entry.score:.2f}"),
             )
             for entry in found.worst_misses

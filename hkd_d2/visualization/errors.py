@@ -30,7 +30,7 @@ def plot_miss_ranges(
     under it.
 
     Args:
-        ranges: by the detector's name; all of the same edges and the same ground truth.
+        ranges: by the detector's name; all of the same edges.
         path: PNG, PDF or SVG to write, or a binary file for a PNG.
         what: the axis' name, as "height in pixels".
         title: of the picture.
@@ -38,17 +38,20 @@ def plot_miss_ranges(
     Raises:
         ValueError: no detectors, or no pedestrians.
     """
-    shown = {name: [part for part in parts if part.pedestrians] for name, parts in ranges.items()}
-    if not shown or not all(shown.values()):
+    columns = [
+        parts
+        for parts in zip(*ranges.values(), strict=True)
+        if any(part.pedestrians for part in parts)
+    ]
+    if not columns:
         raise ValueError("There is nothing to draw; give at least one detector and pedestrian.")
-    first = next(iter(shown.values()))
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    width = 0.84 / len(shown)
-    for number, (name, parts) in enumerate(shown.items()):
+    width = 0.84 / len(ranges)
+    for number, (name, parts) in enumerate(zip(ranges, zip(*columns, strict=True), strict=True)):
         drawn = axes.bar(
-            np.arange(len(parts)) + (number - (len(shown) - 1) / 2) * width,
-            [part.miss_rate for part in parts],
+            np.arange(len(parts)) + (number - (len(ranges) - 1) / 2) * width,
+            [part.miss_rate or 0 for part in parts],
             width=width,
             label=name,
             color=COLOURS[number % len(COLOURS)],
@@ -56,8 +59,11 @@ def plot_miss_ranges(
             edgecolor="white",
         )
         axes.bar_label(drawn, [part.missed for part in parts], fontsize=7)
-    labels = [f"{range_label(part.low, part.high)}\n({part.pedestrians})" for part in first]
-    axes.set_xticks(range(len(first)), labels)
+    labels = [
+        f"{range_label(parts[0].low, parts[0].high)}\n({max(part.pedestrians for part in parts)})"
+        for parts in columns
+    ]
+    axes.set_xticks(range(len(columns)), labels)
     axes.set(ylim=(0, 1.06), xlabel=f"{what} (pedestrians)", ylabel="miss rate", title=title)
     axes.grid(axis="y", color="0.88")
     axes.set_axisbelow(True)

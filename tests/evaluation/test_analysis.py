@@ -35,6 +35,31 @@ def found(image, box, score, category=1):
     return {"image_id": image, "category_id": category, "bbox": list(box), "score": score}
 
 
+def test_the_protocols_boxes_and_counts():
+    """Under caltech boxes get the width 0.41 h and those at the border are ignored.
+
+    The person of 40x100 becomes 41x100 about x = 220, the detection of 100x100 too: an overlap of
+    1 in the place of 0.4. The second detection lies on it 70 pixels lower: 30 / 170. Who leaves x
+    4 to 634 is ignored and absorbs.
+    """
+    people = [person(1, (200, 100, 40, 100)), person(2, (1, 100, 40, 100))]
+    detections = [
+        found(1, (170, 100, 100, 100), 0.9),
+        found(1, (200, 170, 40, 100), 0.8),
+        found(2, (1, 100, 40, 100), 0.7),
+    ]
+    errors = analyze_errors(truth(people), detections, EVERYONE, protocol="caltech")
+    assert errors.pedestrians == {0} and errors.operating_point.found == 1
+    (wrong,) = errors.worst_false_positives
+    assert wrong.kind == "misplaced" and wrong.overlap == pytest.approx(30 / 170)
+    assert wrong.box == [200, 170, 40, 100]  # shown as the file has it
+    # A person without a visible box lies over every range that ends, and is wholly visible.
+    assert [part.pedestrians for part in errors.by_visibility] == [0, 0, 0, 0, 0, 1]
+    errors = analyze_errors(truth(people), detections, EVERYONE, fppi=0.01)
+    assert errors.pedestrians == {0, 1} and errors.operating_point.found == 0
+    assert errors.worst_misses[0].overlap == 0
+
+
 # Ten images. Rows of people and of detections are not in the order of images on purpose.
 PEOPLE = [
     person(3, (0, 0, 40, 100)),  # 0: found at 0.9

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hkd_d2.evaluation import PROTOCOLS, describe_ranges
+from hkd_d2.evaluation.result_files import write_caltech
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "analyze_detections.py"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -100,7 +103,7 @@ def test_page_and_numbers(main, folder, capsys):
     assert "image 4: score 0.70, height 80, IoU 0.00, background" in page.text
     assert "image 3: height 100, visible 94%, IoU 0.00, no match" in page.text
     assert "first & <best>" in page.text
-    assert "Missing reference points: official, the recall of the last operating" in page.text
+    assert "missing reference points: the recall of the last operating point" in page.text
     # A miss stands in the middle of its tile, red; the false positive on the grey street.
     miss, wrong = pictures[5], pictures[4]
     assert miss.getpixel((66, 88))[0] > 150 > 60 > max(wrong.getpixel((66, 88)))
@@ -128,6 +131,91 @@ def test_scores_that_are_no_probabilities_have_no_calibration(main, folder):
     assert "bad has no calibration" in Page(Path("errors.html").read_text()).text
 
 
+# The same people for every protocol: named as Caltech's, with what the protocols read.
+FRAMES = GROUND_TRUTH | {
+    "images": [
+        {"id": i, "file_name": f"set06_V000_I{i:05d}.png", "width": 300, "height": 200}
+        for i in range(10)
+    ],
+    "annotations": [
+        row | {"occlusion": row["id"] % 3, "label": "rider" if row["id"] == 9 else "pedestrian"}
+        for row in GROUND_TRUTH["annotations"]
+    ],
+}
+RULES = {
+    "citypersons": "detections of an image: the first 1,000",
+    "caltech": "ground truth outside x 4 to 634, y 4 to 474: ignored",
+    "caltech_new": "width over height of 0.41: countable boxes, but not detections",
+    "caltech_new_no_border": "protocol: caltech_new_no_border (dbEval.m of liuwei16/CSP)",
+    "eurocity": "other labels is left out than: pedestrian, person-group-far-away",
+    "eurocity_ignore_riders": "than: pedestrian, person-group-far-away, rider",
+    "kaist": "pedestrians of images without any detection: do not count",
+}
+
+
+@pytest.fixture
+def frames(folder):
+    """gt.json and images of FRAMES; good.json as Caltech's text files too, in good/."""
+    Path("gt.json").write_text(json.dumps(FRAMES))
+    write_caltech("good", GOOD, FRAMES)
+    for i in range(10):
+        Path(f"images/town/town_{i}.png").rename(f"images/set06_V000_I{i:05d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("protocol", list(RULES))
+def test_a_protocol_by_name(main, frames, capsys, monkeypatch, protocol):
+    """MR^-2 is that of tools/evaluate_miss_rate.py; the page says setups, ranges and rules."""
+    assert list(RULES) == [name for name in PROTOCOLS if name != "crowdhuman"]
+    arguments = ["text=good", "good.json", "bad.json", "--images", "images"]
+    assert main(["gt.json", *arguments, "--protocol", protocol, "--out", "page.html"]) == 0
+    numbers = json.loads(Path("page.json").read_text())
+    assert numbers["protocol"] == numbers["rules"]["name"] == protocol
+    assert numbers["setup"].lower() == "all" and numbers["curves"].lower() == "reasonable"
+    evaluate = runpy.run_path(str(TOOL.with_name("evaluate_miss_rate.py")))["main"]
+    for name, file in (("text", "good"), ("good", "good.json"), ("bad", "bad.json")):
+        capsys.readouterr()
+        command = ["evaluate_miss_rate", "gt.json", file, "--protocol", protocol, "--json"]
+        monkeypatch.setattr("sys.argv", command)
+        assert evaluate() == 0
+        percent = json.loads(capsys.readouterr().out)
+        assert numbers["detectors"][name]["miss_rate"] == percent
+    assert numbers["detectors"]["text"]["miss_rate"] == numbers["detectors"]["good"]["miss_rate"]
+
+    page = Page(Path("page.html").read_text())
+    assert RULES[protocol] in page.text
+    assert f"protocol: {protocol} ({PROTOCOLS[protocol].source})" in page.text
+    table = page.text.split("MR^-2 in percent")[1].split("A setup counts")[0]
+    for name, *cells in zip(
+        PROTOCOLS[protocol].setups,
+        *describe_ranges(PROTOCOLS[protocol].setups).values(),
+        strict=True,
+    ):
+        assert "".join([name, *cells]) in table
+
+
+def test_ground_truth_without_visible_shares(main, frames):
+    rows = [{k: v for k, v in row.items() if k != "vis_ratio"} for row in FRAMES["annotations"]]
+    Path("gt.json").write_text(json.dumps(FRAMES | {"annotations": rows}))
+    arguments = ["gt.json", "good.json", "--images", "images", "--protocol", "eurocity"]
+    assert main(arguments) == 0
+    page = Page(Path("errors.html").read_text())
+    assert "The ground truth has no visible share." in page.text
+    assert "height 100, IoU 0.00, no match" in page.text and "visible 100%" not in page.text
+    assert len(page.images) == 3 + 1 + 6  # the rider is no pedestrian
+    assert (
+        json.loads(Path("errors.json").read_text())["detectors"]["good"]["errors"]["by_visibility"]
+        == []
+    )
+
+
+def test_counts_that_hang_on_the_detector(main, frames):
+    """KAIST's script leaves out who is in an image without a detection: four images, and one."""
+    assert main(["gt.json", "good.json", "bad.json", "--protocol", "kaist"]) == 0
+    text = Page(Path("errors.html").read_text()).text
+    assert "All>= 200 to 24 / 1" in text and "100 to 1504 / 11 (25.0%)1 (100.0%)" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -145,6 +233,10 @@ def test_scores_that_are_no_probabilities_have_no_calibration(main, folder):
         (["gt.json", "good.json", "--fppi", "0"], "fppi is 0"),
         (["gt.json", "good.json", "--out", "page.txt"], "let its name end in .html"),
         (["gt.json", "good.json", "--out", "gt.html"], "gt.json would be overwritten"),
+        (["gt.json", "good.json", "--protocol", "crowdhuman"], "crowdhuman has no setups"),
+        (["gt.json", "good.json", "--protocol", "kaist"], "has no 'occlusion'"),
+        (["gt.json", "images", "--protocol", "caltech"], "give names as set06_V000_I00029"),
+        (["gt.json", "good.json", "--protocol", "kaist", "--setup", "heavy"], "'heavy' is unknown"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(main, folder, capsys, arguments, message):
@@ -214,3 +306,13 @@ def test_a_browser_loads_every_image_and_nothing_from_outside(main, folder):
     seen = browse(broken, folder)
     assert seen["loaded"] == seen["images"] - 2
     assert any("localhost" in name for name in seen["outside"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+def test_a_browser_loads_the_page_of_another_protocol(main, frames):
+    arguments = ["gt.json", "good", "bad.json", "--images", "images", "--protocol", "caltech"]
+    assert main(arguments) == 0
+    seen = browse(Path("errors.html").read_text(), frames)
+    assert seen["images"] == seen["loaded"] == 4 + 1 + 7 + 1 + 10
+    assert seen["outside"] == []
