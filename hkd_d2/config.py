@@ -48,6 +48,9 @@ def add_hkd_config(cfg: CN) -> None:
     cfg.HKD.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
     # Factors on the student's own losses, by name, for example {loss_cls: 0.5}; 1 for the others.
     cfg.HKD.STUDENT.LOSS_WEIGHTS = CN(new_allowed=True)
+    # Train the student under INT8's rounding (hkd_d2/modeling/fake_quantization.py): fine-tuning
+    # before tools/quantize.py, where quantisation alone costs miss rate.
+    cfg.HKD.STUDENT.FAKE_QUANTIZATION = False
 
     # ------------------------------------------------------------------ teacher
     cfg.HKD.TEACHER = CN()

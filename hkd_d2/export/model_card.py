@@ -62,6 +62,19 @@ def write_model_card(
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
+def add_section(path: Path, title: str, text: str) -> None:
+    """Write a section at the end of a card, in place of an earlier one of that title.
+
+    Args:
+        path (Path): the card; nothing is done where there is none.
+        title (str): of the section.
+        text (str): Markdown.
+    """
+    if path.is_file():
+        card = path.read_text(encoding="utf-8").partition(f"\n## {title}\n")[0].rstrip()
+        path.write_text(f"{card}\n\n## {title}\n\n{text}\n", encoding="utf-8")
+
+
 def _overview(model, metadata):
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     sizes = "as they are"

@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
 from hkd_d2.distillation.term import one_of
+from hkd_d2.modeling.fake_quantization import fake_quantize
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.stages import check_detector, check_fused_pooler, detector_spec, stages_of
 from hkd_d2.modeling.teacher import Teacher
@@ -107,6 +108,8 @@ class HKDDetector(nn.Module):
             )
         student = META_ARCH_REGISTRY.get(name)(cfg)
         check_detector(student, "student")
+        if cfg.HKD.STUDENT.FAKE_QUANTIZATION:
+            fake_quantize(student)
         # The student's run must not depend on who else is in the room.
         with forked_random_state():
             reads_teacher = any(term.needs for term in find_terms(cfg).values())
