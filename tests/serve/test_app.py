@@ -143,7 +143,8 @@ def test_a_body_that_does_not_come_is_given_up():
         assert answer.status == 408 and "within 0.2 s" in json.loads(answer.read())["error"]
 
 
-def test_sigterm_answers_what_was_admitted_and_ends():
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_and_what_was_admitted_is_answered(sign):
     with service(0.7, max_batch=1) as (process, url):
         results = []
 
@@ -155,10 +156,11 @@ def test_sigterm_answers_what_was_admitted_and_ends():
         for thread in threads:
             thread.start()
         time.sleep(0.4)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sign)
         for thread in threads:
             thread.join()
         assert len(results) == 3 and all(len(r["detections"]) == 1 for r in results)
-        process.wait(10)
+        assert process.wait(10) == 0
+        assert "Traceback" not in process.stderr.read()
         with pytest.raises(OSError):
             urllib.request.urlopen(f"{url}/health")
