@@ -8,8 +8,8 @@
 
 Weights are run by Detectron2 with the config.yaml beside them, .onnx files by onnxruntime, which
 needs neither PyTorch nor Detectron2. A .pt2 or .ts is a program: name only what you wrote. Several
-models are drawn side by side. What cannot be read is told in one sentence, and the work goes on; then
-the exit code is 1. 2 is for wrong arguments.
+models are drawn side by side. What cannot be read is told in one sentence, and the work goes on;
+the exit code then is 1. It is 2 for wrong arguments.
 """
 
 import os
