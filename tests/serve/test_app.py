@@ -4,16 +4,19 @@ import http.client
 import io
 import json
 import signal
+import tempfile
 import threading
 import time
 import urllib.request
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from red_detector import RedDetector, street
 from serve_process import service
+from starlette.formparsers import MultiPartParser
 
 from hkd_d2.serve.app import Limits, create_app
 from hkd_d2.serve.load_test import load
@@ -74,6 +77,27 @@ def test_bad_requests_are_one_sentence(client, request_, status, message):
     answer = client.post("/detect", **request_)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"] and message in answer.json()["error"]
+
+
+def test_an_upload_stays_in_memory(client, monkeypatch):
+    """One of more bytes than the form's parser keeps in memory by itself."""
+    monkeypatch.setattr(MultiPartParser, "spool_max_size", 100)
+
+    def rollover(file):
+        raise AssertionError("the upload went onto the disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rollover)
+    image = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    assert len(image) > 10_000
+    assert client.post("/detect", files={"image": ("a.png", image)}).status_code == 200
+
+
+def test_health_before_and_after_serving():
+    client = TestClient(create_app(RedDetector()))
+    assert (client.get("/health").status_code, client.get("/health").json()) == (
+        503,
+        {"status": "ending"},
+    )
 
 
 def test_other_paths_and_methods_do_not_exist(client):
@@ -141,6 +165,17 @@ def test_a_body_that_does_not_come_is_given_up():
         connection.endheaders(b"only this")
         answer = connection.getresponse()
         assert answer.status == 408 and "within 0.2 s" in json.loads(answer.read())["error"]
+
+
+def test_a_body_that_says_it_is_too_large_is_not_waited_for():
+    with service(max_bytes=1000, read_seconds=5) as (_, url):
+        host = urlsplit(url)
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
+        connection.putrequest("POST", "/detect")
+        connection.putheader("Content-Length", "1001")
+        connection.endheaders(b"only this")
+        answer = connection.getresponse()
+        assert answer.status == 413 and "may have 1000 bytes" in json.loads(answer.read())["error"]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
