@@ -18,6 +18,7 @@ from red_detector import RedDetector, street
 from serve_process import service
 from starlette.formparsers import MultiPartParser
 
+from hkd_d2.serve.__main__ import main
 from hkd_d2.serve.app import Limits, create_app
 from hkd_d2.serve.load_test import load
 
@@ -130,6 +131,14 @@ def sample(text, name):
 def test_limits_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"{name} is 0; give"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.ts"])
+def test_no_program_is_served(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"anything")
+    assert main(["--model", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "is a program, which may do anything; take an .onnx" in said
 
 
 def test_overload_is_refused_and_what_is_admitted_is_answered():
