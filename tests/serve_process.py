@@ -1,10 +1,9 @@
-"""A service in a process of its own: python serve_process.py SECONDS LIMITS_AS_JSON.
+"""``python -m hkd_d2.serve`` in a process of its own, with a detector that finds what is red.
 
-Its detector finds what is red and takes SECONDS for a batch; the port is printed.
+python serve_process.py SECONDS ARGUMENT...: it takes SECONDS for a batch.
 """
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -14,39 +13,37 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def service(seconds=0.0, **limits):
-    """Yields the process and its URL."""
+    """Yields the process and its URL; the limits are options of the command line."""
     folder = Path(__file__).resolve().parent
     environment = {**os.environ, "PYTHONPATH": f"{folder.parent}{os.pathsep}{folder}"}
-    command = [sys.executable, __file__, str(seconds), json.dumps(limits)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, str(seconds), "--model", "none", "--port", "0"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    said = ""
+    for line in process.stderr:
+        said += line
+        if "running on " in line:
+            break
     try:
-        yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
+        yield process, said.rpartition("running on ")[2].split()[0]
     finally:
         process.terminate()
         process.wait(20)
+        process.stderr.close()
 
 
 def main():
-    import socket
-
-    import uvicorn
     from red_detector import RedDetector
 
-    from hkd_d2.serve.app import Limits, create_app
+    from hkd_d2.serve import __main__ as command
 
     class Slow(RedDetector):
         def detect(self, images):
             time.sleep(float(sys.argv[1]))
             return super().detect(images)
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(Slow(), Limits(**json.loads(sys.argv[2]))),
-        log_level="warning",
-        timeout_graceful_shutdown=10,
-    )
-    print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(config).run([listener])
+    command.load_detector = lambda *arguments, **options: Slow()
+    sys.exit(command.main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

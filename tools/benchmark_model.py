@@ -38,8 +38,7 @@ from hkd_d2.data.datasets import check_records
 from hkd_d2.data.datasets.register import FOLDERS, register_dataset
 from hkd_d2.evaluation import MISSING_POINTS
 from hkd_d2.inference import read_image
-from hkd_d2.inference.arguments import named_configs, named_models
-from hkd_d2.inference.images import resized_shape
+from hkd_d2.inference.arguments import named_backend, named_configs, named_models
 
 TIMED_IMAGES = 32
 
@@ -49,7 +48,10 @@ def parse_args(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "models", nargs="+", metavar="[NAME=]FILE", help=".pth, .safetensors or .onnx"
+        "models",
+        nargs="+",
+        metavar="[NAME=]FILE",
+        help=".pth, .safetensors, .onnx, .pt2 or .ts; the last two are programs",
     )
     parser.add_argument(
         "--data",
@@ -114,11 +116,12 @@ def benchmark(args) -> dict:
     batches = sorted(set(args.batches))
     options = {
         name: {
+            "backend": named_backend(file),
             "config_file": configs.get(name),
             "device": args.device,
             "batch_size": batches[-1],
         }
-        for name in files
+        for name, file in files.items()
     }
     detectors = {
         name: load_for_timing(file, args.threads, **options[name]) for name, file in files.items()
@@ -128,14 +131,8 @@ def benchmark(args) -> dict:
     first = read_image(records[0]["file_name"])
     timed = [r for r in records if (r["height"], r["width"]) == first.shape[:2]][:TIMED_IMAGES]
     images = [read_image(record["file_name"]) for record in timed]
-    sizes = {
-        resized_shape(*first.shape[:2], d.metadata["min_size"], d.metadata["max_size"])
-        for d in detectors.values()
-    }
-    weights = {}
-    for name, detector in detectors.items():
-        rule = detector.metadata["min_size"], detector.metadata["max_size"]
-        weights[name] = weigh_detectors(detectors, resized_shape(*first.shape[:2], *rule))[name]
+    sizes = {name: detector.input_shape(*first.shape[:2]) for name, detector in detectors.items()}
+    weights = {name: weigh_detectors(detectors, size)[name] for name, size in sizes.items()}
     samples = time_detectors(detectors, images, batches, args.rounds)
     rows = []
     for name, file in files.items():
@@ -167,7 +164,7 @@ def benchmark(args) -> dict:
         "data": data,
         "num_images": len(records),
         "image_size": list(first.shape[:2]),
-        "seen_sizes": sorted(map(list, sizes)),
+        "seen_sizes": sorted(map(list, set(sizes.values()))),
         "missing_point": args.missing_point,
         "rows": rows,
     }

@@ -7,8 +7,9 @@
     python tools/demo.py --model student.onnx webcam
 
 Weights are run by Detectron2 with the config.yaml beside them, .onnx files by onnxruntime, which
-needs neither PyTorch nor Detectron2. Several models are drawn side by side. What cannot be read is
-told in one sentence, and the work goes on; the exit code is then 1. 2 is for wrong arguments.
+needs neither PyTorch nor Detectron2. A .pt2 or .ts is a program: name only what you wrote. Several
+models are drawn side by side. What cannot be read is told in one sentence, and the work goes on;
+the exit code then is 1. It is 2 for wrong arguments.
 """
 
 import os
@@ -27,7 +28,7 @@ from tqdm import tqdm  # noqa: E402
 
 from hkd_d2.inference import load_detector  # noqa: E402
 from hkd_d2.inference.annotate import annotate  # noqa: E402
-from hkd_d2.inference.arguments import named_configs, named_models  # noqa: E402
+from hkd_d2.inference.arguments import named_backend, named_configs, named_models  # noqa: E402
 from hkd_d2.inference.detector import BACKENDS  # noqa: E402
 from hkd_d2.inference.sources import find_sources  # noqa: E402
 
@@ -44,7 +45,7 @@ def parse_args(argv):
         action="append",
         required=True,
         metavar="[NAME=]FILE",
-        help=".pth, .safetensors or .onnx; several times for several side by side",
+        help=".pth, .safetensors, .onnx, .pt2 or .ts; several times for several side by side",
     )
     parser.add_argument(
         "--config-file",
@@ -69,7 +70,11 @@ def load_detectors(args) -> dict:
     configs = named_configs(args.config_file or [], list(files))
     return {
         name: load_detector(
-            file, args.backend, config_file=configs.get(name), device=args.device, batch_size=1
+            file,
+            args.backend or named_backend(file),
+            config_file=configs.get(name),
+            device=args.device,
+            batch_size=1,
         )
         for name, file in files.items()
     }

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", help="folder [export beside the weights]")
     parser.add_argument(
         "--size", type=_size, metavar="HxW",
-        help="images of this size after resizing, and no other [any size, by the config's rule]",
+        help="after resizing; other proportions are filled up [any size, by the config's rule]",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, help="images of a call [any number]")
     parser.add_argument("--score-threshold", type=float, metavar="S", help="[the config's]")

@@ -16,6 +16,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
+from hkd_d2.inference.program_backend import METADATA_FILE
 from hkd_d2.modeling.stages import check_detector
 
 from .one_stage import OneStageGraph
@@ -26,8 +27,6 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts"}
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "classes", "counts")
 LAYOUT = "NCHW uint8"
-# The name of the metadata inside a .pt2 or a TorchScript file, as JSON.
-METADATA_FILE = "hkd_d2.json"
 # Operators of this set are in onnxruntime since 1.14; RoiAlign's half pixels came with 16.
 OPSET = 18
 
@@ -101,16 +100,6 @@ def export(model: nn.Module, metadata: dict, path: Path, form: str, shape: Shape
         # Tracing warns of Python's branches in Detectron2, of which the verification would know.
         warnings.simplefilter("ignore")
         return write(model, metadata, path, shape)
-
-
-def load_exported(path: Path, form: str):
-    """The function of a .pt2 or TorchScript file: images to the four outputs.
-
-    Both formats are programs: load only what you wrote.
-    """
-    if form == "torch_export":
-        return torch.export.load(path).module()
-    return torch.jit.load(str(path))
 
 
 def _dynamic(shape: Shape):

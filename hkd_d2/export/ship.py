@@ -15,9 +15,9 @@ from hkd_d2.inference import load_detector, read_image
 from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, load_config
 
-from .formats import SUFFIXES, Shape, export, load_exported
+from .formats import SUFFIXES, Shape, export
 from .model_card import write_model_card
-from .verification import GraphDetector, verify
+from .verification import verify
 from .weights import save_safetensors
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ def ship(
             :func:`hkd_d2.load_detector`.
         out (Path): folder to write; files of the same names are replaced.
         forms (sequence of str): any of :data:`FORMS`.
-        size (tuple[int, int] or None): height and width that images have after resizing; images of
-            these proportions are resized to them. None for any, by the config's rule.
+        size (tuple[int, int] or None): height and width that images have after resizing; those of
+            other proportions are filled up. None for any, by the config's rule.
         batch (int or None): number of images of a call; None for any.
         images (str or None): folder of images to verify on; None for MOT17's frames, if they are
             there, or generated streets.
@@ -94,15 +94,14 @@ def ship(
         try:
             if form == "safetensors":
                 save_safetensors(model, metadata, part)
-                exported = load_detector(part, config_file=config, batch_size=reference.batch_size)
                 takes = "with config.yaml: any"
             else:
-                written = export(model, metadata, part, form, Shape(size, batch))
-                if form == "onnx":
-                    exported = load_detector(part, batch_size=NUM_IMAGES)
-                else:
-                    exported = GraphDetector(load_exported(part, form), written, NUM_IMAGES)
+                export(model, metadata, part, form, Shape(size, batch))
                 takes = f"{batch or 'any number'} of {'x'.join(map(str, size or ['any size']))}"
+            backend = "onnx" if form == "onnx" else "torch"
+            exported = load_detector(
+                part, backend, config_file=config, batch_size=reference.batch_size
+            )
             verified = verify(reference, exported, frames)
         except Exception:
             part.unlink(missing_ok=True)

@@ -1,45 +1,14 @@
 """Is an exported detector the one that was trained? Compared on frames, detection by detection."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from hkd_d2.inference import Detections, Detector
 
 # Bounds of the comparison, ours. Both sides compute in float32, in another order.
 BOX_TOLERANCE = 0.05  # pixels of the image that was given
 SCORE_TOLERANCE = 1e-4
-
-
-class GraphDetector(Detector):
-    """Runs a graph in PyTorch: images to boxes, scores, classes and counts.
-
-    Args:
-        graph (callable): uint8 (N, 3, H, W) to the four outputs of an exported detector.
-        metadata (dict): see :class:`Detector`.
-        batch_size (int): most images that run at once; exactly that where the metadata has
-            ``batch``.
-    """
-
-    def __init__(self, graph: Callable, metadata: dict, batch_size: int = 8):
-        super().__init__(metadata, metadata.get("batch") or batch_size)
-        self.graph = graph
-
-    def _run(self, batch):
-        number, smallest = len(batch), self.metadata.get("smallest", 0)
-        if min(batch.shape[2:]) < smallest:
-            raise ValueError(
-                f"The file takes images from {smallest}x{smallest} pixels after resizing, and this "
-                f"one is {batch.shape[3]}x{batch.shape[2]}; export it for this size."
-            )
-        if self.metadata.get("batch"):
-            batch = np.concatenate([batch, np.repeat(batch[-1:], self.batch_size - number, 0)])
-        with torch.no_grad():
-            outputs = self.graph(torch.from_numpy(np.ascontiguousarray(batch)))
-        boxes, scores, classes, counts = (x.numpy() for x in outputs)
-        rows = [slice(int(count)) for count in counts[:number]]
-        return [(boxes[i, r], scores[i, r], classes[i, r]) for i, r in enumerate(rows)]
 
 
 def verify(reference: Detector, exported: Detector, images: Sequence) -> dict:

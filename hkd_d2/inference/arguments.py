@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .detector import PROGRAMS
+
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
     """Files by name; one without NAME is named as the file without its suffix.
@@ -42,3 +44,8 @@ def named_configs(texts: Sequence[str], models: Sequence[str]) -> dict[str, str]
             )
         configs[name] = file
     return configs
+
+
+def named_backend(file: str) -> str | None:
+    """The backend of a file; who names a program on a command line wants it to run."""
+    return "torch" if Path(file).suffix in PROGRAMS else None

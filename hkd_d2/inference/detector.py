@@ -12,6 +12,7 @@ from .images import as_array, resize, resized_shape
 BACKENDS = ("torch", "onnx")
 # Which backend reads which file.
 _BY_SUFFIX = {".pth": "torch", ".pkl": "torch", ".safetensors": "torch", ".onnx": "onnx"}
+PROGRAMS = (".pt2", ".ts")  # torch as well, and only where the caller says so
 
 
 class Detector(ABC):
@@ -25,6 +26,7 @@ class Detector(ABC):
             ``pixel_mean`` and ``pixel_std`` (list of 3 floats in that order); ``min_size`` and
             ``max_size`` (resize rule, pixels); ``size_divisibility``; ``score_threshold``,
             ``nms_threshold``, ``max_detections``; ``version`` of this project; ``weights_sha256``.
+            Of an exported file ``height``, ``width`` and ``batch`` too, None where they are free.
         batch_size (int): most images that run at once.
     """
 
@@ -43,7 +45,9 @@ class Detector(ABC):
         """Find the objects of each image.
 
         Images that have one size after resizing run together, so that what is found in an image
-        does not depend on what else is in the list.
+        does not depend on what else is in the list. Where the file has a fixed size, an image of
+        other proportions is resized by the rule until it fits, and filled up on the right and
+        below by the mean pixel, rounded.
 
         Args:
             images: uint8 RGB arrays (H, W, 3), PIL images, or paths (str or Path) of images; their
@@ -59,21 +63,52 @@ class Detector(ABC):
         if isinstance(images, (str, Path, bytes)) or getattr(images, "ndim", 4) == 3:
             raise ValueError("detect takes a list of images; put the one image into a list.")
         arrays = [as_array(image) for image in images]
-        rule = self.metadata["min_size"], self.metadata["max_size"]
-        shapes = [resized_shape(*array.shape[:2], *rule) for array in arrays]
+        inputs = [self.input_shape(*array.shape[:2]) for array in arrays]
         found: list[Detections | None] = [None] * len(arrays)
-        for shape in dict.fromkeys(shapes):
-            members = [i for i, s in enumerate(shapes) if s == shape]
+        for shape in dict.fromkeys(inputs):
+            members = [i for i, s in enumerate(inputs) if s == shape]
             for start in range(0, len(members), self.batch_size):
                 rows = members[start : start + self.batch_size]
-                batch = np.stack([self._as_input(arrays[i], shape) for i in rows])
-                for i, result in zip(rows, self._run(batch), strict=True):
-                    found[i] = self._restore(result, shape, arrays[i].shape[:2])
+                resized = [self._resized_shape(*arrays[i].shape[:2]) for i in rows]
+                planes = [
+                    self._as_input(arrays[i], r, shape) for i, r in zip(rows, resized, strict=True)
+                ]
+                for i, r, result in zip(rows, resized, self._run(np.stack(planes)), strict=True):
+                    found[i] = self._restore(result, r, arrays[i].shape[:2])
         return found
 
-    def _as_input(self, image, shape):
-        planes = resize(image, shape).transpose(2, 0, 1)
-        return planes[::-1] if self.metadata["input_format"] == "BGR" else planes
+    def input_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what runs for an image of this height and width.
+
+        Raises:
+            ValueError: see :func:`resized_shape`.
+        """
+        resized = self._resized_shape(height, width)
+        return self._fixed_shape() or resized
+
+    def _fixed_shape(self):
+        height, width = self.metadata.get("height"), self.metadata.get("width")
+        return (height, width) if height and width else None
+
+    def _resized_shape(self, height, width):
+        """Of the image alone, without what is filled up."""
+        if fixed := self._fixed_shape():
+            # The rule whose longest side is that of the frame into which the image has to fit.
+            return resized_shape(height, width, min(fixed), fixed[height <= width])
+        return resized_shape(height, width, self.metadata["min_size"], self.metadata["max_size"])
+
+    def _as_input(self, image, resized, shape):
+        planes = resize(image, resized).transpose(2, 0, 1)
+        if self.metadata["input_format"] == "BGR":
+            planes = planes[::-1]
+        if resized == shape:
+            return planes
+        # Detectron2 pads by zeros after normalisation; the nearest pixel before it is the mean.
+        mean = np.rint(self.metadata["pixel_mean"]).clip(0, 255).astype(np.uint8)
+        filled = np.empty((3, *shape), np.uint8)
+        filled[:] = mean[:, None, None]
+        filled[:, : resized[0], : resized[1]] = planes
+        return filled
 
     @abstractmethod
     def _run(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -107,18 +142,19 @@ def load_detector(
     """Load a detector from a file.
 
     Args:
-        path: weights (.pth, .safetensors, a model zoo's .pkl) or an exported .onnx.
+        path: weights (.pth, .safetensors, a model zoo's .pkl) or an exported .onnx, .pt2 or .ts.
         backend: torch | onnx; None goes by the file's suffix. ``onnx`` needs neither PyTorch nor
-            Detectron2.
+            Detectron2. A .pt2 or .ts is a program, which may do anything: it is run for ``torch``
+            alone, so load only what you wrote yourself.
         config_file: config of the weights; by default ``config.yaml`` beside them. Not read for
-            .onnx, which has all it needs inside.
-        device: cpu | cuda | cuda:N.
-        score_threshold: only detections that score more; None for the file's own. An .onnx was cut
-            at its own threshold, and a lower one is refused.
+            exported files, which have all they need inside.
+        device: cpu | cuda | cuda:N; a .pt2 or .ts runs on the CPU.
+        score_threshold: only detections that score more; None for the file's own. An exported file
+            was cut at its own threshold, and a lower one is refused.
         nms_threshold: IoU from which a box suppresses another of its class; None for the config's
-            own. Fixed in an .onnx.
+            own. Fixed in an exported file.
         class_names: names of the classes; None for those of the config's first training set, or
-            ``class_0`` and so on where that set is not known here. Inside an .onnx.
+            ``class_0`` and so on where that set is not known here. Inside an exported file.
         batch_size: most images that run at once, where their sizes agree.
         threads: threads that one call uses, for .onnx; None for the runtime's choice. PyTorch has
             one number for the whole process, ``torch.set_num_threads``.
@@ -134,6 +170,11 @@ def load_detector(
     """
     path = Path(path)
     if backend is None:
+        if path.suffix in PROGRAMS:
+            raise ValueError(
+                f"'{path}' is a program, which may do anything; take an .onnx, or give the backend "
+                "'torch' if you wrote the file yourself."
+            )
         if path.suffix not in _BY_SUFFIX:
             raise ValueError(
                 f"'{path}' is none of {', '.join(_BY_SUFFIX)}; name the backend: "
@@ -145,17 +186,24 @@ def load_detector(
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' does not exist; give an existing file.")
     check_thresholds(score_threshold=score_threshold, nms_threshold=nms_threshold)
-    if backend == "onnx":
-        from .onnx_backend import OnnxDetector
-
+    if threads is not None and backend != "onnx":
+        raise ValueError("threads is for .onnx files; call torch.set_num_threads instead.")
+    if backend == "onnx" or path.suffix in PROGRAMS:
         for name, value in (("nms_threshold", nms_threshold), ("class_names", class_names)):
             if value is not None:
                 raise ValueError(f"{name} is fixed in '{path}'; give it when exporting.")
+    if backend == "onnx":
+        from .onnx_backend import OnnxDetector
+
         return OnnxDetector(path, device, score_threshold, batch_size, threads)
+    if path.suffix in PROGRAMS:
+        from .program_backend import ProgramDetector, load_program
+
+        if device != "cpu":
+            raise ValueError(f"The device is '{device}' and '{path}' runs on the CPU; use 'cpu'.")
+        return ProgramDetector(path, *load_program(path), score_threshold, batch_size)
     from .torch_backend import TorchDetector, build_detector
 
-    if threads is not None:
-        raise ValueError("threads is for .onnx files; call torch.set_num_threads instead.")
     model, metadata = build_detector(
         path,
         config_file,

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
-from .detector import Detector
+from .exported import ExportedDetector
 
 try:
     import onnxruntime
@@ -19,19 +17,16 @@ except ModuleNotFoundError as error:
 
 # Values of an ONNX file's metadata are strings: these as they are, the others as JSON.
 PLAIN = ("kind", "architecture", "input_format", "input_layout", "version", "weights_sha256")
-NEEDED = ("class_names", "input_format", "min_size", "max_size", "score_threshold")
 
 
-class OnnxDetector(Detector):
-    """Runs an exported detector: normalisation, padding and post-processing are in the graph.
+class OnnxDetector(ExportedDetector):
+    """Runs an ONNX file of ``tools/export.py``.
 
     A session of onnxruntime may be run from several threads at once.
 
     Args:
-        path (Path): an ``.onnx`` of ``tools/export.py``.
+        path, score_threshold, batch_size: see :class:`ExportedDetector`.
         device (str): cpu | cuda | cuda:N; the latter two need onnxruntime-gpu.
-        score_threshold (float or None): not below that of the file.
-        batch_size (int): most images that run at once; a graph of fixed batch runs that.
         threads (int or None): threads of one operator.
 
     Raises:
@@ -63,43 +58,15 @@ class OnnxDetector(Detector):
                 f"'{path}' cannot be read as ONNX ({reason}); export it again with tools/export.py."
             ) from error
         metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map)
-        if any(key not in metadata for key in NEEDED):
-            raise ValueError(
-                f"'{path}' does not say how it wants its images; export it with tools/export.py."
-            )
-        super().__init__(metadata, batch_size)
-        threshold = metadata["score_threshold"]
-        if score_threshold is not None and score_threshold < threshold:
-            raise ValueError(
-                f"'{path}' was exported with the score threshold {threshold} and cannot go below "
-                "it; export it again with a lower one."
-            )
-        self.score_threshold = threshold if score_threshold is None else score_threshold
-        metadata["score_threshold"] = self.score_threshold
-        # A dimension is a number where it is fixed and a name where it is not.
-        images, _, height, width = self.session.get_inputs()[0].shape
-        self.fixed_batch = images if isinstance(images, int) else None
-        self.fixed_shape = (height, width) if isinstance(height, int) else None
-        if self.fixed_batch is not None:
-            self.batch_size = self.fixed_batch
+        # What the graph takes counts: a dimension is a number where it is fixed, else a name.
+        taken = self.session.get_inputs()[0].shape
+        for key, size in zip(("batch", "", "height", "width"), taken, strict=True):
+            if key:
+                metadata[key] = size if isinstance(size, int) else None
+        super().__init__(path, metadata, score_threshold, batch_size)
 
-    def _run(self, batch):
-        if self.fixed_shape is not None and batch.shape[2:] != self.fixed_shape:
-            (height, width), (wanted_height, wanted_width) = batch.shape[2:], self.fixed_shape
-            raise ValueError(
-                f"The detector was exported for images of {wanted_width}x{wanted_height} after "
-                f"resizing, and this one is {width}x{height}; export it with dynamic sizes."
-            )
-        number = len(batch)
-        if self.fixed_batch is not None and number < self.fixed_batch:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], self.fixed_batch - number, 0)])
-        boxes, scores, classes, counts = self.session.run(None, {"images": batch})
-        found = []
-        for i in range(number):
-            # Rows are by falling score, those after the count are filling.
-            rows = slice(int((scores[i, : counts[i]] > self.score_threshold).sum()))
-            found.append((boxes[i, rows], scores[i, rows], classes[i, rows]))
-        return found
+    def _outputs(self, batch):
+        return self.session.run(None, {"images": batch})
 
 
 def read_metadata(properties: dict[str, str]) -> dict:

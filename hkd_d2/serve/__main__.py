@@ -2,12 +2,13 @@
 
     python -m hkd_d2.serve --model student.onnx
 
-Needs the extra [serve], and for .onnx neither PyTorch nor Detectron2. SIGTERM and Ctrl-C end it:
-what was admitted is answered, nothing new is taken.
+Needs the extra [serve], and for .onnx neither PyTorch nor Detectron2. SIGTERM and Ctrl-C end it
+with exit code 0: what was admitted is answered, nothing new is taken.
 """
 
 import argparse
 import logging
+import signal
 import sys
 
 try:
@@ -71,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"hkd_d2.serve: {error}", file=sys.stderr)
         return 2
+    # After its shutdown uvicorn raises the signal once more, under the handler from before it:
+    # that of Ctrl-C ends uvicorn.run, that of SIGTERM would end the process with 143.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     uvicorn.run(
         create_app(detector, limits),
         host=args.host,

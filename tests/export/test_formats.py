@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from small_detectors import cascade_config, one_stage_config, save_teacher, smal
 
 import hkd_d2
 from hkd_d2.config import add_hkd_config
-from hkd_d2.export.formats import METADATA_FILE, Shape, detector_graph, export, load_exported
-from hkd_d2.export.verification import GraphDetector, verify
+from hkd_d2.export.formats import SUFFIXES, Shape, detector_graph, export
+from hkd_d2.export.verification import verify
+from hkd_d2.inference.program_backend import METADATA_FILE, ProgramDetector
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +84,9 @@ def onnx_file(tmp_path_factory):
 def test_the_graph_finds_what_detectron2_finds(kind, tmp_path):
     model, metadata, *_ = trained(kind, tmp_path)
     reference = TorchDetector(model, metadata)
-    result = verify(reference, GraphDetector(detector_graph(model), metadata), images())
+    metadata = metadata | {"height": None, "width": None, "batch": None}
+    graph = ProgramDetector("graph", detector_graph(model), metadata)
+    result = verify(reference, graph, images())
     assert result["detections"] > 20 and result["images"] == 5
 
 
@@ -98,8 +102,7 @@ def test_onnx_of_any_size_and_batch(kind, onnx_file):
 @pytest.mark.parametrize("kind", ["two classes", "fcos"])
 def test_programs_of_any_size_and_batch(form, kind, tmp_path):
     model, metadata, *_ = trained(kind, tmp_path)
-    path = tmp_path / "model"
-    path = path.with_suffix({"torch_export": ".pt2", "torchscript": ".ts"}[form])
+    path = tmp_path / f"model{SUFFIXES[form]}"
     written = export(model, metadata, path, form, Shape())
     found = {METADATA_FILE: ""}
     if form == "torch_export":
@@ -107,12 +110,13 @@ def test_programs_of_any_size_and_batch(form, kind, tmp_path):
     else:
         torch.jit.load(str(path), _extra_files=found)
     assert json.loads(found[METADATA_FILE]) == written
-    exported = GraphDetector(load_exported(path, form), written)
+    exported = hkd_d2.load_detector(path, "torch")
+    assert exported.metadata == written
     if form == "torch_export":  # the coarsest map has more than one cell
         assert written["smallest"] == (65 if kind == "two classes" else 129)
         with pytest.raises(ValueError, match="takes images from 65|takes images from 129"):
             exported.detect(images(((64, 96),)))
-        for each in (metadata, written):
+        for each in (metadata, exported.metadata):
             each.update(min_size=130, max_size=200)
     assert verify(TorchDetector(model, metadata), exported, images())["detections"] > 20
 
@@ -121,17 +125,17 @@ def test_programs_of_any_size_and_batch(form, kind, tmp_path):
 def test_fixed_size_and_batch(form, tmp_path):
     model, metadata, *_ = trained("two-stage", tmp_path)
     metadata["min_size"], metadata["max_size"] = 60, 90
-    path = tmp_path / "model.onnx"
+    path = tmp_path / f"model{SUFFIXES[form]}"
     written = export(model, metadata, path, form, Shape((60, 90), 2))
     assert (written["height"], written["width"], written["batch"]) == (60, 90, 2)
     if form == "onnx":
         exported = hkd_d2.load_detector(path)
         assert exported.batch_size == 2
         assert exported.session.get_inputs()[0].shape == [2, 3, 60, 90]
-        with pytest.raises(ValueError, match="90x60 after resizing, and this one is 60x90"):
-            exported.detect(images(((90, 60),)))
     else:
-        exported = GraphDetector(load_exported(path, form), written)
+        exported = hkd_d2.load_detector(path, "torch")
+        assert exported.batch_size == 2
+    assert len(exported.detect(images(((90, 60),)))[0]) > 5  # filled up
     three = images(((60, 90), (120, 180), (64, 96)))  # the second batch is filled up
     assert verify(TorchDetector(model, metadata), exported, three)["detections"] > 20
 
@@ -208,6 +212,70 @@ def test_what_is_no_export(tmp_path):
     onnx.save(model, path)
     with pytest.raises(ValueError, match="does not say how it wants its images"):
         hkd_d2.load_detector(path)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """A TorchScript file, which is quicker to write, beside the detector in PyTorch."""
+    folder = tmp_path_factory.mktemp("program")
+    model, metadata, *_ = trained("two classes", folder)
+    export(model, metadata, folder / "model.ts", "torchscript", Shape())
+    return folder / "model.ts", TorchDetector(model, metadata)
+
+
+def test_a_program_runs_for_those_who_ask_for_it(program):
+    path, reference = program
+    with pytest.raises(ValueError, match="is a program, which may do anything; take an .onnx"):
+        hkd_d2.load_detector(path)
+    middle = float(np.median(reference.detect(images())[0].scores))
+    high = hkd_d2.load_detector(path, "torch", score_threshold=middle)
+    assert high.metadata["score_threshold"] == middle
+    wanted = [len(x.above(middle)) for x in reference.detect(images())]
+    assert [len(x) for x in high.detect(images())] == wanted and max(wanted) > 5
+    for options, sentence in (
+        ({"score_threshold": 0.1}, "exported with the score threshold 0.3"),
+        ({"nms_threshold": 0.5}, "nms_threshold is fixed"),
+        ({"class_names": ["a", "b"]}, "class_names is fixed"),
+        ({"threads": 1}, "threads is for .onnx files"),
+        ({"device": "cuda"}, "runs on the CPU; use 'cpu'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            hkd_d2.load_detector(path, "torch", **options)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".ts"])
+def test_no_program_of_ours_is_not_run(program, tmp_path, suffix, monkeypatch):
+    def run(*arguments, **options):
+        pytest.fail("the file was run")  # no Exception, which would be told as damage
+
+    monkeypatch.setattr(torch.jit, "load", run)
+    monkeypatch.setattr(torch.export, "load", run)
+    whole, path = program[0].read_bytes(), tmp_path / f"model{suffix}"
+    weights = whole.index(b"data/5") + 200  # inside a tensor
+    for content in (
+        b"no archive",
+        whole[:-3000],
+        whole[:weights] + bytes([whole[weights] ^ 255]) + whole[weights + 1 :],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read as a program of PyTorch \(.*\); exp"):
+            hkd_d2.load_detector(path, "torch")
+    for name, text in (("other.json", "{}"), (METADATA_FILE, "[]"), (METADATA_FILE, '{"a": 1}')):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"model/extra/{name}", text)
+        with pytest.raises(ValueError, match="does not say how it wants its images"):
+            hkd_d2.load_detector(path, "torch")
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".ts"])
+def test_an_archive_that_is_no_program(program, tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    with zipfile.ZipFile(program[0]) as whole, zipfile.ZipFile(path, "w") as archive:
+        name = next(n for n in whole.namelist() if n.endswith(METADATA_FILE))
+        archive.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match="cannot be read as a program of PyTorch") as error:
+        hkd_d2.load_detector(path, "torch")
+    assert "\n" not in str(error.value)
 
 
 def test_several_threads(onnx_file):

@@ -4,17 +4,21 @@ import http.client
 import io
 import json
 import signal
+import tempfile
 import threading
 import time
 import urllib.request
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from red_detector import RedDetector, street
 from serve_process import service
+from starlette.formparsers import MultiPartParser
 
+from hkd_d2.serve.__main__ import main
 from hkd_d2.serve.app import Limits, create_app
 from hkd_d2.serve.load_test import load
 
@@ -76,6 +80,27 @@ def test_bad_requests_are_one_sentence(client, request_, status, message):
     assert list(answer.json()) == ["error"] and message in answer.json()["error"]
 
 
+def test_an_upload_stays_in_memory(client, monkeypatch):
+    """One of more bytes than the form's parser keeps in memory by itself."""
+    monkeypatch.setattr(MultiPartParser, "spool_max_size", 100)
+
+    def rollover(file):
+        raise AssertionError("the upload went onto the disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rollover)
+    image = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    assert len(image) > 10_000
+    assert client.post("/detect", files={"image": ("a.png", image)}).status_code == 200
+
+
+def test_health_before_and_after_serving():
+    client = TestClient(create_app(RedDetector()))
+    assert (client.get("/health").status_code, client.get("/health").json()) == (
+        503,
+        {"status": "ending"},
+    )
+
+
 def test_other_paths_and_methods_do_not_exist(client):
     for path in ("/../pyproject.toml", "/static/x", "/docs", "/%2e%2e/etc/passwd"):
         assert client.get(path).status_code == 404
@@ -106,6 +131,14 @@ def sample(text, name):
 def test_limits_that_make_no_sense(name):
     with pytest.raises(ValueError, match=f"{name} is 0; give"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.ts"])
+def test_no_program_is_served(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"anything")
+    assert main(["--model", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "is a program, which may do anything; take an .onnx" in said
 
 
 def test_overload_is_refused_and_what_is_admitted_is_answered():
@@ -143,7 +176,19 @@ def test_a_body_that_does_not_come_is_given_up():
         assert answer.status == 408 and "within 0.2 s" in json.loads(answer.read())["error"]
 
 
-def test_sigterm_answers_what_was_admitted_and_ends():
+def test_a_body_that_says_it_is_too_large_is_not_waited_for():
+    with service(max_bytes=1000, read_seconds=5) as (_, url):
+        host = urlsplit(url)
+        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
+        connection.putrequest("POST", "/detect")
+        connection.putheader("Content-Length", "1001")
+        connection.endheaders(b"only this")
+        answer = connection.getresponse()
+        assert answer.status == 413 and "may have 1000 bytes" in json.loads(answer.read())["error"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_and_what_was_admitted_is_answered(sign):
     with service(0.7, max_batch=1) as (process, url):
         results = []
 
@@ -155,10 +200,11 @@ def test_sigterm_answers_what_was_admitted_and_ends():
         for thread in threads:
             thread.start()
         time.sleep(0.4)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sign)
         for thread in threads:
             thread.join()
         assert len(results) == 3 and all(len(r["detections"]) == 1 for r in results)
-        process.wait(10)
+        assert process.wait(10) == 0
+        assert "Traceback" not in process.stderr.read()
         with pytest.raises(OSError):
             urllib.request.urlopen(f"{url}/health")

@@ -13,6 +13,9 @@ from PIL import Image
 from red_detector import street
 from small_detectors import one_stage_config, save_teacher, small_config
 
+from hkd_d2.export.formats import Shape, export
+from hkd_d2.inference.torch_backend import build_detector
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "demo.py"
 
@@ -65,6 +68,17 @@ def test_all_well(main, models, capsys):
     assert main(["--model", models[0], "streets/a.png", "--out", "new/place"]) == 0
     assert "refused" not in capsys.readouterr().err
     assert np.asarray(Image.open("new/place/a.png")).shape == (96, 128, 3)
+
+
+def test_a_program_that_is_named_is_run(main, models):
+    model, metadata = build_detector(models[0])
+    export(model, metadata, Path("model.ts"), "torchscript", Shape((96, 128)))
+    assert main(["--model", models[0], "--model", "model.ts", "streets/a.png"]) == 0
+    found = [
+        json.loads(Path(f"output/demo/detections_{name}.json").read_text())["annotations"]
+        for name in ("teacher", "model")
+    ]
+    assert len(found[0]) > 5 and len(found[1]) > 5
 
 
 @pytest.mark.parametrize(

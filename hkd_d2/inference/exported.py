@@ -1,0 +1,69 @@
+"""What all exported detectors share: files that go from uint8 images to padded detections."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+from .detector import Detector
+
+NEEDED = (
+    *("class_names", "input_format", "pixel_mean", "min_size", "max_size", "score_threshold"),
+    *("height", "width", "batch"),
+)
+
+
+class ExportedDetector(Detector):
+    """A detector with normalisation, padding and post-processing in its file.
+
+    Args:
+        path (str or Path): of the file, for sentences.
+        metadata (dict): see :class:`Detector`.
+        score_threshold (float or None): not below that of the file.
+        batch_size (int): most images that run at once; a file of fixed batch runs that.
+
+    Raises:
+        ValueError: metadata that lack something, or a lower threshold.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        metadata: dict,
+        score_threshold: float | None = None,
+        batch_size: int = 8,
+    ):
+        check_metadata(path, metadata)
+        threshold = metadata["score_threshold"]
+        if score_threshold is not None and score_threshold < threshold:
+            raise ValueError(
+                f"'{path}' was exported with the score threshold {threshold} and cannot go below "
+                "it; export it again with a lower one."
+            )
+        self.score_threshold = threshold if score_threshold is None else score_threshold
+        metadata = metadata | {"score_threshold": self.score_threshold}
+        super().__init__(metadata, metadata["batch"] or batch_size)
+
+    def _run(self, batch):
+        number = len(batch)
+        if self.metadata["batch"]:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], self.batch_size - number, 0)])
+        boxes, scores, classes, counts = self._outputs(batch)
+        found = []
+        for i in range(number):
+            # Rows are by falling score, those after the count are filling.
+            rows = slice(int((scores[i, : counts[i]] > self.score_threshold).sum()))
+            found.append((boxes[i, rows], scores[i, rows], classes[i, rows]))
+        return found
+
+    @abstractmethod
+    def _outputs(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The four outputs, boxes (N, K, 4) to counts (N,), of uint8 (N, 3, H, W)."""
+
+
+def check_metadata(path: str | Path, metadata: dict) -> None:
+    """Raise ValueError where the metadata of a file are not those of an export."""
+    if not isinstance(metadata, dict) or any(key not in metadata for key in NEEDED):
+        raise ValueError(
+            f"'{path}' does not say how it wants its images; export it with tools/export.py."
+        )
