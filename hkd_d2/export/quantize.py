@@ -26,7 +26,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import DEQUANT_OUTPUT_SUFFIX
 from tqdm import tqdm
 
-from hkd_d2.inference.images import as_array, resized_shape
+from hkd_d2.inference.images import as_array
 from hkd_d2.inference.onnx_backend import OnnxDetector, write_metadata
 from hkd_d2.modeling.fake_quantization import is_predictor
 
@@ -158,11 +158,9 @@ class _Reader(CalibrationDataReader):
 
 def _batches(detector, images):
     """Each image as the graph takes it."""
-    rule = detector.metadata["min_size"], detector.metadata["max_size"]
     for image in images:
-        array = as_array(image)
-        batch = detector._as_input(array, resized_shape(*array.shape[:2], *rule))[None]
-        yield np.ascontiguousarray(np.repeat(batch, detector.fixed_batch or 1, axis=0))
+        batch = detector.prepare(as_array(image))[None]
+        yield np.ascontiguousarray(np.repeat(batch, detector.metadata["batch"] or 1, axis=0))
 
 
 def _quantize(source, target, batches, layers, chosen):

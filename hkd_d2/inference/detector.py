@@ -69,12 +69,10 @@ class Detector(ABC):
             members = [i for i, s in enumerate(inputs) if s == shape]
             for start in range(0, len(members), self.batch_size):
                 rows = members[start : start + self.batch_size]
-                resized = [self._resized_shape(*arrays[i].shape[:2]) for i in rows]
-                planes = [
-                    self._as_input(arrays[i], r, shape) for i, r in zip(rows, resized, strict=True)
-                ]
-                for i, r, result in zip(rows, resized, self._run(np.stack(planes)), strict=True):
-                    found[i] = self._restore(result, r, arrays[i].shape[:2])
+                batch = np.stack([self.prepare(arrays[i]) for i in rows])
+                for i, result in zip(rows, self._run(batch), strict=True):
+                    original = arrays[i].shape[:2]
+                    found[i] = self._restore(result, self._resized_shape(*original), original)
         return found
 
     def input_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -97,7 +95,17 @@ class Detector(ABC):
             return resized_shape(height, width, min(fixed), fixed[height <= width])
         return resized_shape(height, width, self.metadata["min_size"], self.metadata["max_size"])
 
-    def _as_input(self, image, resized, shape):
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """What runs for an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            ndarray: uint8 (3, h, w), (h, w) being its :meth:`input_shape`, in the detector's
+                channel order.
+        """
+        resized, shape = self._resized_shape(*image.shape[:2]), self.input_shape(*image.shape[:2])
         planes = resize(image, resized).transpose(2, 0, 1)
         if self.metadata["input_format"] == "BGR":
             planes = planes[::-1]
