@@ -216,6 +216,17 @@ def test_counts_that_hang_on_the_detector(main, frames):
     assert "All>= 200 to 24 / 1" in text and "100 to 1504 / 11 (25.0%)1 (100.0%)" in text
 
 
+@pytest.mark.parametrize(("rule", "missing"), [("official", 0.7), ("matlab", 1)])
+def test_missing_points_by_name(main, folder, rule, missing):
+    """FP TP TP FP TP: the four reference points under FPPI 0.1 lie before the curve."""
+    Path("late.json").write_text(json.dumps([BAD[0] | {"score": 0.95}, *GOOD]))
+    assert main(["gt.json", "late.json", "--missing-point", rule]) == 0
+    numbers = json.loads(Path("errors.json").read_text())
+    assert numbers["rules"]["missing_point"] == rule
+    expected = 100 * (missing**4 * 0.8**2 * 0.7**3) ** (1 / 9)
+    assert numbers["detectors"]["late"]["miss_rate"]["Reasonable"] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
