@@ -147,8 +147,8 @@ RULES = {
     "caltech": "ground truth outside x 4 to 634, y 4 to 474: ignored",
     "caltech_new": "width over height of 0.41: countable boxes, but not detections",
     "caltech_new_no_border": "protocol: caltech_new_no_border (dbEval.m of liuwei16/CSP)",
-    "eurocity": "other labels is left out than: pedestrian, person-group-far-away",
-    "eurocity_ignore_riders": "than: pedestrian, person-group-far-away, rider",
+    "eurocity": "ground truth left out: all labels but pedestrian, person-group-far-away",
+    "eurocity_ignore_riders": "all labels but pedestrian, person-group-far-away, rider",
     "kaist": "pedestrians of images without any detection: do not count",
 }
 
