@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         raise ValueError(f"'{unknown[0]}' is no method; choose from {', '.join(METHODS)}.")
     output = args.output.resolve()
-    draw_task(output / "glyphs")
     plans = [plan_run(m, s, output, args.opts) for s in args.seeds for m in args.methods]
+    draw_task(output / "glyphs")
     print(f"{len(plans)} runs, {args.jobs} at a time", flush=True)
     records = run_all(plans, args.jobs)
     node = plans[0].HKD.PRETRAINING

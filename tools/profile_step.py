@@ -18,6 +18,7 @@ allocator that keeps them.
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
+import hkd_d2._quiet  # noqa: F401  isort: skip
 
 import argparse
 import dataclasses

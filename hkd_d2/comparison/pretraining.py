@@ -54,8 +54,10 @@ def draw_task(folder: Path) -> None:
 
 def plan_run(method: str, seed: int, output: Path, options: list) -> CfgNode:
     folder = output / "runs" / f"{method}_seed{seed}"
-    changes = ["HKD.PRETRAINING.METHOD", method, "HKD.PRETRAINING.ROOT", str(output / "glyphs")]
-    return read_config(CONFIG, [*changes, "SEED", seed, *options, "OUTPUT_DIR", str(folder)])
+    cfg = read_config(CONFIG, options)
+    own = ["HKD.PRETRAINING.METHOD", method, "HKD.PRETRAINING.ROOT", str(output / "glyphs")]
+    cfg.merge_from_list([*own, "SEED", seed, "OUTPUT_DIR", str(folder)])
+    return cfg
 
 
 def settings(cfg: CfgNode) -> dict:

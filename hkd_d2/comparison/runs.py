@@ -324,10 +324,22 @@ def default_config() -> CfgNode:
 
 
 def read_config(config_file: Path, options: list) -> CfgNode:
+    """
+    Raises:
+        ValueError: ``options`` are no pairs of a key and a value.
+    """
     cfg = default_config()
     cfg.merge_from_file(str(config_file))
     # Through text, as the command line of tools/train_net.py does.
-    cfg.merge_from_list([str(option) for option in options])
+    options = [str(option) for option in options]
+    keys, flat = options[::2], flatten(cfg)
+    unknown = [key for key in keys if key not in flat]
+    if unknown or len(options) % 2:
+        raise ValueError(
+            f"'{(unknown or keys[-1:])[0]}' is no config key with a value; give options as KEY "
+            "VALUE ..., and several methods or seeds with commas between them."
+        )
+    cfg.merge_from_list(options)
     return cfg
 
 

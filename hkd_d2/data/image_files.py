@@ -5,18 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 # Suffixes of what counts as an image in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-# How a whole file of each format ends.
-_ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_JPEG_END = b"\xff\xd9"  # does not occur in a scan
 
 
 def check_image_files(records: list[dict], name: str) -> None:
     """Check that each image exists, has the stated size, is whole, and is not corrupt.
 
     A PNG's checksums are verified, which reads the file without decoding it; a JPEG has none, so
-    its header and its end are looked at.
+    its header is looked at, and whether an end follows; what stands after the end is not.
 
     Args:
         records (list[dict]): Detectron2 records.
@@ -70,7 +70,19 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 def _is_turned(image: Image.Image) -> bool:
     """Whether an orientation tag turns a camera's picture by 90 degrees, as reading it will."""
-    return image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+    # A PNG's own getexif decodes the picture to look behind it.
+    return Image.Image.getexif(image).get(0x0112, 1) >= 5
+
+
+def _is_cut_jpeg(path: str) -> bool:
+    with open(path, "rb") as f:
+        JpegImageFile(f)  # stops at the scan; a thumbnail before it has an end of its own
+        scan = f.tell()
+        for place in (max(scan, os.path.getsize(path) - 64), scan):  # mostly it is near the end
+            f.seek(place)
+            if _JPEG_END in f.read():
+                return False
+    return True
 
 
 def _check(record: dict, name: str) -> None:
@@ -90,12 +102,8 @@ def _check(record: dict, name: str) -> None:
             f"{name}: the image '{path}' is {size[0]}x{size[1]} pixels and its annotation says "
             f"{stated[0]}x{stated[1]}; correct the annotation or restore the image."
         )
-    if form in _ENDINGS:
-        with open(path, "rb") as f:
-            f.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
-            whole = _ENDINGS[form] in f.read()  # some writers pad the end of the file
-        if not whole:
-            raise ValueError(
-                f"{name}: the image '{path}' is cut short; restore it or remove it from the "
-                "annotations."
-            )
+    if form in ("JPEG", "MPO") and _is_cut_jpeg(path):  # MPO: a JPEG with further ones behind it
+        raise ValueError(
+            f"{name}: the image '{path}' is cut short; restore it or remove it from the "
+            "annotations."
+        )

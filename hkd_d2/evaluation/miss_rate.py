@@ -35,6 +35,7 @@ import json
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -407,12 +408,12 @@ def check_detections(
 
 
 def _load_json(path):
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} does not exist; give the path of a JSON file.")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist or is no file; give that of a JSON file.")
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError
             raise ValueError(f"{path} is not valid JSON ({error}); export it again.") from None
 
 
@@ -565,7 +566,7 @@ def _read_column(annotations: list, key: str, source: str, required: bool = Fals
         if required:
             _check_keys(annotations[row], (key,), where)
         value = annotations[row].get(key, 0)
-        if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, Real) or not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{where} has {key} {value!r}; make it a number of 0 or more.")
         values.append(value)
     return np.array(values, dtype=np.float64)
@@ -618,6 +619,7 @@ def _read_annotations(
                 f"{where} has id {annotation_id!r}, used twice or not an integer; renumber them."
             )
         annotation_ids.add(annotation_id)
+        _check_category(annotation["category_id"], where)
         if annotation["category_id"] != PEDESTRIAN:
             continue
         _check_keys(annotation, ("bbox",), where)
@@ -663,6 +665,7 @@ def _read_detections(detections, truth: _GroundTruth, source: str, native: bool)
         _check_image(
             detection["image_id"], truth.image_index, where, "detect on the evaluated images only"
         )
+        _check_category(detection["category_id"], where)
         _check_box(detection["bbox"], where)
         if not _is_finite(detection["score"]):
             raise ValueError(f"{where} has score {detection['score']!r}; make it a finite number.")
@@ -690,6 +693,11 @@ def _check_image(image_id, image_index: dict[int, int], where: str, advice: str)
         raise ValueError(f"{where} lies in image {image_id!r}, which the set lacks; {advice}.")
 
 
+def _check_category(category_id, where: str) -> None:
+    if not isinstance(category_id, Real):
+        raise ValueError(f"{where} has category_id {category_id!r}; make it an integer.")
+
+
 def _check_box(box, where: str) -> None:
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4:
         raise ValueError(f"{where} has bbox {box!r}; make it four numbers [x, y, w, h].")
@@ -702,7 +710,9 @@ def _check_box(box, where: str) -> None:
 
 
 def _is_finite(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # As a comparison: math.isfinite raises at integers over the range of floats.
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max
 
 
 # ----------------------------------------------------------------------------------- matching

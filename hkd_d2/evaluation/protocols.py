@@ -186,7 +186,7 @@ class Protocol:
         if self.ignored_overlap == "crowd":
             lines.append("ignored boxes that are no crowd: absorb from an IoU of 0.5 on")
         if self.labels:
-            lines.append(f"ground truth of other labels is left out than: {', '.join(self.labels)}")
+            lines.append(f"ground truth left out: all labels but {', '.join(self.labels)}")
         if self.skip_undetected:
             lines.append("pedestrians of images without any detection: do not count")
         exact = "" if self.reference_fppi == ROUNDED_FPPI else ", not rounded"

@@ -169,8 +169,7 @@ def _submission_order(test_imgids: str | os.PathLike, ground_truth: GroundTruth)
         )
     by_frame = {_frame(_stem(image)): image["id"] for image in ground_truth["images"]}
     order = []
-    lines = Path(test_imgids).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(filter(str.strip, lines), 1):
+    for number, line in enumerate(filter(str.strip, _read_lines(test_imgids)), 1):
         frame = _frame(Path(line.strip()).stem)
         if frame not in by_frame:
             raise ValueError(
@@ -207,7 +206,7 @@ def read_caltech(folder: str | os.PathLike, ground_truth: GroundTruth) -> Detect
         path = Path(folder, part, f"{video}.txt")
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; write a file for each video.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_read_lines(path), 1):
             if not line.strip():
                 continue
             where = f"{path}: line {number}"
@@ -279,13 +278,13 @@ def read_crowdhuman(path: str | os.PathLike, ground_truth: GroundTruth) -> Detec
         raise FileNotFoundError(f"{path} does not exist; give the path of an odgt file.")
     image_ids = {_stem(image): image["id"] for image in ground_truth["images"]}
     detections, seen = [], set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         try:
             content = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not valid JSON ({error}); export it again.") from None
         name = content.get("ID") if isinstance(content, dict) else None
         if not isinstance(name, str) or not isinstance(content.get("dtboxes"), list):
@@ -308,6 +307,8 @@ def read_crowdhuman(path: str | os.PathLike, ground_truth: GroundTruth) -> Detec
             if row.get("tag", PEDESTRIAN) != PEDESTRIAN:
                 raise ValueError(f"{inner} has tag {row['tag']!r}; keep persons alone, tag 1.")
             detections.append(_detection(image_ids[name], row["box"], row["score"]))
+    if not seen:
+        raise ValueError(f"{path} is empty; write a line for each image.")
     return detections
 
 
@@ -339,6 +340,13 @@ def write_crowdhuman(
 
 
 # --------------------------------------------------------------------------------------- shared
+
+
+def _read_lines(path: str | os.PathLike) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file ({error}); export it again.") from None
 
 
 def _detection(image_id: int, box: list[float], score: float) -> dict[str, Any]:

@@ -77,3 +77,18 @@ def test_unknown_methods_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'crd' is no method; choose from labels, kd"):
         main(["--methods", "crd", "--output", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--methods", "kd", "hsakd"], "hsakd"),
+        (["--methods", "kd", "hsakd", "labels"], "hsakd"),
+        (["--seeds", "0", "SEED", "3", "SOLVER.BASE_LR"], "SOLVER.BASE_LR"),
+    ],
+)
+def test_words_that_are_no_options(tmp_path, arguments, named):
+    main = runpy.run_path(str(TOOL))["main"]
+    with pytest.raises(ValueError, match=f"'{named}' is no config key with a value;.*commas"):
+        main(["--output", str(tmp_path), *arguments])
+    assert not list(tmp_path.iterdir())

@@ -111,6 +111,7 @@ ERRORS = [
     (row(category_id=99), r"annotations\[1\]: category_id 99 is not in the list of categories"),
     (row(bbox=[1, 2, 3]), r"annotations\[1\]: bbox must be four finite numbers"),
     (row(bbox=[1, 2, float("nan"), 4]), r"annotations\[1\]: bbox must be four finite numbers"),
+    (row(bbox=[1, 2, 10**400, 4]), r"annotations\[1\]: bbox must be four finite numbers"),
     (row(bbox=[1, 2, "3", 4]), r"annotations\[1\]: bbox must be four finite numbers"),
     (row(vis_bbox=[0, 0, float("inf"), 1]), r"annotations\[1\]: vis_bbox must be four finite"),
     (row(bbox=[50, 2, -3, 4]), r"annotations\[1\]: bbox .* negative width"),

@@ -65,6 +65,7 @@ def test_day_and_night_are_splits(tmp_path):
 
 
 MALFORMED = [
+    ({"x1": 10**400}, "the numbers x0, y0, x1, y1"),
     ({"x1": None}, "identity, the numbers x0, y0, x1, y1 and a list of tags are expected"),
     ({"tags": "occluded>40"}, "a list of tags are expected"),
     ({"tags": [40]}, "a list of tags are expected"),

@@ -303,7 +303,9 @@ def test_malformed_ground_truth(change, message):
         ("bbox", [1, 2, 3], "make it four numbers"),
         ("bbox", [1, 2, math.nan, 4], "finite"),
         ("bbox", [1, 2, -3, 4], "negative width"),
+        ("category_id", "1", "category_id '1'"),
         ("height", None, "height None"),
+        ("height", 10**400, "height 10000"),
         ("vis_ratio", math.inf, "vis_ratio inf"),
         ("ignore", 2, "ignore 2"),
     ],
@@ -328,14 +330,13 @@ def test_malformed_annotation_is_named(key, value, message):
         ("bbox", [0, 0, 1, -1], "negative width or height"),
         ("score", math.nan, "score nan"),
         ("score", "0.5", "score '0.5'"),
-        ("category_id", None, None),
+        ("category_id", None, "category_id None"),
     ],
 )
 def test_malformed_detection_is_named(key, value, message):
     detections = [found(1, BOX, 0.9), found(1, BOX, 0.9) | {key: value}]
-    if message:
-        with pytest.raises(ValueError, match="detection 1 .*" + message):
-            evaluate_miss_rate(truth([]), detections)
+    with pytest.raises(ValueError, match="detection 1 .*" + message):
+        evaluate_miss_rate(truth([]), detections)
     del detections[1][key]
     with pytest.raises(ValueError, match=f"detection 1 has no '{key}'"):
         evaluate_miss_rate(truth([]), detections)

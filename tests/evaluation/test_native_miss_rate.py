@@ -193,7 +193,7 @@ class Box(list):
         {"image_id": True},
         {"category_id": 1.0},
         {"category_id": np.int32(1)},
-        {"category_id": None},
+        {"category_id": 2.5},
         {"bbox": (100, 100, 25, 60)},
         {"bbox": np.array([100.0, 100, 25, 60])},
         {"bbox": Box([100, 100, 25, 60])},

@@ -301,6 +301,7 @@ def test_files_have_what_the_protocol_reads(tmp_path):
     for change, message in (
         ({"occlusion": None}, "occlusion None"),
         ({"occlusion": -1}, "occlusion -1"),
+        ({"occlusion": 10**400}, "occlusion 10000"),
         ({"truncation": math.nan}, "truncation nan"),
     ):
         path.write_text(json.dumps(truth([row | change])))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from hkd_d2.evaluation import load_ground_truth
 from hkd_d2.evaluation.result_files import (
     read_caltech,
     read_citypersons_submission,
@@ -109,7 +110,9 @@ BAD = [
     (found(30, box=(1, 2, math.inf, 4)), "finite"),
     (found(30, box=(1, 2, -3, 4)), "negative width or height"),
     (found(30, box=(1, 2, 3)), "four numbers"),
+    (found(30, box=(1, 2, 10**400, 4)), "finite"),  # an integer that no float can hold
     (found(31), "lies in image 31"),
+    (found(30, category="1"), "category_id '1'"),
     (found(30, category=2), "category_id 2"),
 ]
 
@@ -150,6 +153,31 @@ def test_bad_lines_of_caltech(tmp_path, line, message):
         read_caltech(tmp_path, CALTECH)
 
 
+NO_TEXT = b"\xff\xfe{}"
+
+
+def test_files_that_are_no_text_or_no_file(tmp_path):
+    write_caltech(tmp_path, [], CALTECH)
+    (tmp_path / "set06" / "V000.txt").write_bytes(NO_TEXT)
+    with pytest.raises(ValueError, match="V000.txt is no text file"):
+        read_results(tmp_path, CALTECH)
+    path = tmp_path / "found.odgt"
+    for content, message in ((NO_TEXT, "is no text file"), (b"\n", "is empty; write a line for")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"found.odgt {message}"):
+            read_results(path, CROWD)
+    (tmp_path / "list.txt").write_bytes(NO_TEXT)
+    with pytest.raises(ValueError, match="list.txt is no text file"):
+        read_citypersons_submission(tmp_path / "found.json", tmp_path / "list.txt", CITY)
+    path = tmp_path / "found.json"
+    for content in (NO_TEXT, b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="found.json is not valid JSON"):
+            read_results(path, CITY)
+    with pytest.raises(FileNotFoundError, match="does not exist or is no file"):
+        load_ground_truth(tmp_path)
+
+
 BOX = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 1}
 
 
@@ -157,6 +185,7 @@ BOX = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 1}
     ("line", "message"),
     [
         ("{", "line 2 is not valid JSON"),
+        ("[" * 100_000, "line 2 is not valid JSON"),
         ("[]", "line 2 has no text 'ID'"),
         ({"ID": "empty"}, "list 'dtboxes'"),
         ({"ID": "other", "dtboxes": []}, "line 2 is of image 'other'"),
@@ -166,6 +195,7 @@ BOX = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 1}
         ({"ID": "empty", "dtboxes": [BOX | {"box": [1, 2, 3, math.nan]}]}, r"\[0\].*finite"),
         ({"ID": "empty", "dtboxes": [BOX | {"box": [1, 2, -3, 4]}]}, r"\[0\].*negative"),
         ({"ID": "empty", "dtboxes": [BOX | {"score": math.inf}]}, r"\[0\] has score inf"),
+        ({"ID": "empty", "dtboxes": [BOX | {"score": 10**400}]}, r"\[0\] has score 10000"),
         ({"ID": "empty", "dtboxes": [BOX | {"tag": 0}]}, r"\[0\] has tag 0"),
     ],
 )

@@ -147,8 +147,8 @@ RULES = {
     "caltech": "ground truth outside x 4 to 634, y 4 to 474: ignored",
     "caltech_new": "width over height of 0.41: countable boxes, but not detections",
     "caltech_new_no_border": "protocol: caltech_new_no_border (dbEval.m of liuwei16/CSP)",
-    "eurocity": "other labels is left out than: pedestrian, person-group-far-away",
-    "eurocity_ignore_riders": "than: pedestrian, person-group-far-away, rider",
+    "eurocity": "ground truth left out: all labels but pedestrian, person-group-far-away",
+    "eurocity_ignore_riders": "all labels but pedestrian, person-group-far-away, rider",
     "kaist": "pedestrians of images without any detection: do not count",
 }
 
@@ -214,6 +214,17 @@ def test_counts_that_hang_on_the_detector(main, frames):
     assert main(["gt.json", "good.json", "bad.json", "--protocol", "kaist"]) == 0
     text = Page(Path("errors.html").read_text()).text
     assert "All>= 200 to 24 / 1" in text and "100 to 1504 / 11 (25.0%)1 (100.0%)" in text
+
+
+@pytest.mark.parametrize(("rule", "missing"), [("official", 0.7), ("matlab", 1)])
+def test_missing_points_by_name(main, folder, rule, missing):
+    """FP TP TP FP TP: the four reference points under FPPI 0.1 lie before the curve."""
+    Path("late.json").write_text(json.dumps([BAD[0] | {"score": 0.95}, *GOOD]))
+    assert main(["gt.json", "late.json", "--missing-point", rule]) == 0
+    numbers = json.loads(Path("errors.json").read_text())
+    assert numbers["rules"]["missing_point"] == rule
+    expected = 100 * (missing**4 * 0.8**2 * 0.7**3) ** (1 / 9)
+    assert numbers["detectors"]["late"]["miss_rate"]["Reasonable"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

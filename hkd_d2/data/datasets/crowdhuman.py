@@ -60,7 +60,7 @@ def _read(path: str) -> list[dict]:
     for i, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}: line {i} is not valid JSON ({error}); the file is truncated or of "
                 "another format, fetch it again."

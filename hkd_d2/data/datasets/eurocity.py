@@ -112,7 +112,7 @@ def _read_children(parent: dict, where: str, size: tuple[int, int]) -> list[dict
                 raise TypeError
             x0, y0, x1, y1 = (float(row[key]) for key in ("x0", "y0", "x1", "y1"))
             occlusion, truncation = (_percent(tags, word) for word in ("occluded", "truncated"))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             raise ValueError(
                 f"{inner}: identity, the numbers x0, y0, x1, y1 and a list of tags are expected."
             ) from None

@@ -22,8 +22,8 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
 """
 
 import json
-import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.structures import BoxMode
@@ -43,7 +43,7 @@ def read_json(path: str):
     with open(path, encoding="utf-8") as f:
         try:
             return json.load(f)
-        except ValueError as error:  # also UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
             raise ValueError(
                 f"{path}: not valid JSON ({error}); the file is truncated or of another format, "
                 "fetch it again."
@@ -188,4 +188,5 @@ def image_sizes(paths: list[str], source: str) -> list[tuple[int, int]]:
 
 
 def _is_finite(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    # As a comparison: math.isfinite raises at integers over the range of floats.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
