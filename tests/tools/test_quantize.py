@@ -1,0 +1,67 @@
+"""The command line tools/quantize.py."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from pseudo_labelled import write_labelled
+from small_detectors import save_teacher, small_config
+
+from hkd_d2.export.formats import Shape, export
+from hkd_d2.inference import load_detector
+from hkd_d2.inference.torch_backend import build_detector
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def main():
+    return runpy.run_path(str(ROOT / "tools" / "quantize.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an export, and the words that name a data set."""
+    folder = tmp_path_factory.mktemp("quantize")
+    save_teacher(small_config(), folder, "weights")
+    model, metadata = build_detector(folder / "weights.pth", folder / "weights.yaml")
+    export(model, metadata, folder / "model.onnx", "onnx", Shape((64, 96)))
+    return folder, ["coco", *map(str, write_labelled(folder / "data", 4))]
+
+
+def test_table_file_and_card(main, place, capsys):
+    folder, data = place
+    (folder / "model_card.md").write_text("# Card\n")
+    words = ["--model", str(folder / "model.onnx"), "--images", "2", "--calibration", *data]
+    for _ in range(2):  # a second call replaces the section
+        main([*words, "--data", *data])
+    report = capsys.readouterr().out.split("`model_int8.onnx`: ")[-1]
+    assert "calibrated on 2 images" in report
+    assert "- `predictors.0.cls_score.weight`, predicts" in report
+    assert "\n| float32 |" in report and "\n| INT8 |" in report and "on 4 images" in report
+    record = load_detector(folder / "model_int8.onnx").metadata["quantization"]
+    assert record["images"] == 2 and record["data"] == f"coco {Path(data[1]).name}"
+    card = (folder / "model_card.md").read_text()
+    assert card.startswith("# Card\n") and card.count("## Quantisation") == 1
+    assert card.rstrip().endswith(report.rstrip()) and str(folder) not in card
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "0"], "--images is 0; give 1 or more."),
+        (["--out", "{model}"], "--out is the model itself"),
+        (["--model", "nowhere.onnx"], "'nowhere.onnx' does not exist"),
+        (["--calibration", "coco", "nowhere.json", "."], "nowhere.json"),
+        (["--data", "citypersons", "nowhere", "val"], "nowhere"),
+        (["--data", "other", "nowhere", "val"], "other"),
+    ],
+)
+def test_bad_input_is_one_sentence(main, place, tmp_path, words, message):
+    folder, data = place
+    model = str(folder / "model.onnx")
+    given = ["--model", model, "--calibration", *data, "--out", str(tmp_path / "x.onnx")]
+    with pytest.raises(SystemExit) as error:
+        main([*given, *(word.format(model=model) for word in words)])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "x.onnx").exists()
