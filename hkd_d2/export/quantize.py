@@ -8,7 +8,6 @@ connected layers is quantised.
 import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,12 +132,7 @@ class Layer:
 def find_layers(graph: onnx.GraphProto) -> dict[str, Layer]:
     """The layers by the name of their weight, in the graph's order."""
     weights, layers = {i.name for i in graph.initializer}, {}
-    readers = Counter(name for node in graph.node for name in node.input)
-    rectified = {
-        node.input[0]: node.output[0]
-        for node in graph.node
-        if node.op_type == "Relu" and readers[node.input[0]] == 1  # only then it joins the layer
-    }
+    rectified = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Relu"}
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm") and node.input[1] in weights:
             layer = layers.setdefault(node.input[1], Layer())
