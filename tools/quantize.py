@@ -73,9 +73,9 @@ def run(args) -> str:
     tested = _records(args.data) if args.data else []
     records = _records(args.calibration)
     images = [r["file_name"] for r in records[:: max(len(records) // args.images, 1)]]
-    form, source, part = args.calibration
-    name = f"{form} {part}" if form in FOLDERS else f"{form} {Path(source).name}"
-    record = quantize(path, images[: args.images], out, data=name, min_sqnr=args.min_sqnr)
+    record = quantize(
+        path, images[: args.images], out, data=_name(args.calibration), min_sqnr=args.min_sqnr
+    )
     report = _report(record, out)
     if tested:
         report += "\n\n" + _table({"float32": path, "INT8": out}, tested, args)
@@ -89,8 +89,14 @@ def _records(data):
     return check_records(name)
 
 
+def _name(data):
+    """A data set without the path where it lies."""
+    form, source, part = data
+    return f"{form} {part}" if form in FOLDERS else f"{form} {Path(source).name}"
+
+
 def _report(record, out):
-    measured = [value for value in record["int8"].values()]
+    measured = list(record["int8"].values())
     lines = [
         f"`{out.name}`: {len(record['int8'])} layers in INT8, calibrated on {record['images']} "
         f"images ({record['data']}); signal over noise of each alone {min(measured):.1f} to "
@@ -104,7 +110,6 @@ def _report(record, out):
 
 def _table(files, records, args):
     """MR^-2 of float and INT8."""
-    data = " ".join([args.data[0], *(args.data[2:] if args.data[0] in FOLDERS else [])])
     head = ["model", "file (MB)", *(f"MR^-2 {setup}" for setup in SETUPS)]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for name, file in files.items():
@@ -114,7 +119,10 @@ def _table(files, records, args):
         cells = ["" if rate is None else f"{rate:.2f}" for rate in rates.values()]
         size = f"{os.path.getsize(file) / 1e6:.2f}"
         lines.append("| " + " | ".join([name, size, *cells]) + " |")
-    lines += ["", f"In percent, on {len(records)} images ({data}); missing reference points: "]
+    lines += [
+        "",
+        f"In percent, on {len(records)} images ({_name(args.data)}); missing reference points: ",
+    ]
     lines[-1] += f"{args.missing_point}."
     return "\n".join(lines)
 

@@ -165,25 +165,25 @@ def test_overload_is_refused_and_what_is_admitted_is_answered():
 BUSY = {"seconds": 1, "connections": 12}
 
 
+def post_a_part(url, stated_length):
+    """The answer to a request whose body ends before the length that it states."""
+    host = urlsplit(url)
+    connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
+    connection.putrequest("POST", "/detect")
+    connection.putheader("Content-Length", str(stated_length))
+    connection.endheaders(b"only this")
+    return connection.getresponse()
+
+
 def test_a_body_that_does_not_come_is_given_up():
     with service(read_seconds=0.2) as (_, url):
-        host = urlsplit(url)
-        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
-        connection.putrequest("POST", "/detect")
-        connection.putheader("Content-Length", "1000")
-        connection.endheaders(b"only this")
-        answer = connection.getresponse()
+        answer = post_a_part(url, 1000)
         assert answer.status == 408 and "within 0.2 s" in json.loads(answer.read())["error"]
 
 
 def test_a_body_that_says_it_is_too_large_is_not_waited_for():
     with service(max_bytes=1000, read_seconds=5) as (_, url):
-        host = urlsplit(url)
-        connection = http.client.HTTPConnection(host.hostname, host.port, timeout=10)
-        connection.putrequest("POST", "/detect")
-        connection.putheader("Content-Length", "1001")
-        connection.endheaders(b"only this")
-        answer = connection.getresponse()
+        answer = post_a_part(url, 1001)
         assert answer.status == 413 and "may have 1000 bytes" in json.loads(answer.read())["error"]
 
 
