@@ -30,10 +30,10 @@ quickstart: $(READY)
 	$(PY) tools/quickstart.py $(if $(SEEDS),--seeds $(SEEDS))
 
 methods: $(READY)
-	$(PY) tools/compare_methods.py $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
+	$(PY) -m experiments.compare_methods $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 pretraining: $(READY)
-	$(PY) tools/compare_pretraining.py
+	$(PY) -m experiments.compare_pretraining
 
 test: $(READY)
 	$(PY) -m pytest -m "not slow"
@@ -51,12 +51,12 @@ bench: $(READY)
 	$(PY) tools/benchmark_ops.py --scale $(SCALE)
 
 gpu-check: $(READY)
-	$(PY) tools/gpu_check.py
+	$(PY) -m benchmarks.gpu_check
 
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs .venv/bin/clang-format --dry-run -Werror
+	find csrc tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs .venv/bin/clang-format --dry-run -Werror
 
 clean:
 	rm -rf build *.egg-info hkd_d2/*.so $(READY)

@@ -12,7 +12,49 @@ distillation terms and the built-in datasets, so a tool needs nothing but::
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+
+def load_config(file: str | Path, options: Sequence = ()) -> CN:
+    """Read a config file that the user names.
+
+    Args:
+        file: YAML, with a ``_BASE_`` or without.
+        options: keys and values by turns, applied last.
+
+    Returns:
+        Detectron2's defaults, this package's, the file's values and the options.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"The config file '{file}' does not exist; name one such as "
+            "configs/hkd_citypersons.yaml."
+        )
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(file))
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def student_config(cfg: CN) -> CN:
+    """The student alone: a copy of ``cfg`` without teacher and terms' meta-architecture.
+
+    A config of a plain detector comes back as it is, as a copy.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
+        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    return cfg
 
 
 def add_hkd_config(cfg: CN) -> None:

@@ -46,7 +46,7 @@ def pytest_report_header():
 @pytest.fixture(scope="session")
 def teacher_files(tmp_path_factory):
     """Config file and weights of a teacher that is wider than the student."""
-    from small_detectors import save_teacher, small_config
+    from helpers.small_detectors import save_teacher, small_config
 
     cfg = small_config(channels=32, hidden=40, width=0.5)
     return save_teacher(cfg, tmp_path_factory.mktemp("teacher"))
@@ -54,7 +54,7 @@ def teacher_files(tmp_path_factory):
 
 @pytest.fixture
 def student_cfg():
-    from small_detectors import small_config
+    from helpers.small_detectors import small_config
 
     return small_config()
 
@@ -62,8 +62,7 @@ def student_cfg():
 @pytest.fixture
 def hkd_cfg(teacher_files):
     """The student's config with the three terms of HKD, every part, beside the teacher."""
-    from small_detectors import small_config
-
+    from helpers.small_detectors import small_config
     from hkd_d2.distillation.logit_box_head import BoxHeadParts
     from hkd_d2.distillation.logit_dense_head import RPNParts
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from small_detectors import make_batch, save_teacher, small_config
-from training_steps import steps
 
+from helpers.small_detectors import make_batch, save_teacher, small_config
+from helpers.training_steps import steps
 from hkd_d2.distillation.term import TERM_REGISTRY
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "adding_a_term.md"

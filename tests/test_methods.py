@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
-from small_detectors import make_batch, one_stage_config, save_teacher, small_config
-from training_steps import steps
 
+from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
+from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
 from hkd_d2.engine import preflight
 

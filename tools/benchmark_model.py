@@ -22,8 +22,13 @@ from pathlib import Path
 
 import torch
 
-from hkd_d2.benchmark.measure import commit, device_name
-from hkd_d2.benchmark.models import (
+from benchmarks.operators.measure import commit, device_name
+from hkd_d2.data.datasets import check_records
+from hkd_d2.data.datasets.register import FOLDERS, register_dataset
+from hkd_d2.evaluation import MISSING_POINTS
+from hkd_d2.inference import read_image
+from hkd_d2.inference.arguments import named_backend, named_configs, named_models
+from hkd_d2.inference.benchmark import (
     SETUPS,
     format_table,
     peak_memory,
@@ -33,12 +38,7 @@ from hkd_d2.benchmark.models import (
     time_detectors,
     weigh_detectors,
 )
-from hkd_d2.benchmark.peak_memory import load_for_timing
-from hkd_d2.data.datasets import check_records
-from hkd_d2.data.datasets.register import FOLDERS, register_dataset
-from hkd_d2.evaluation import MISSING_POINTS
-from hkd_d2.inference import read_image
-from hkd_d2.inference.arguments import named_backend, named_configs, named_models
+from hkd_d2.inference.peak_memory import load_for_timing
 
 TIMED_IMAGES = 32
 

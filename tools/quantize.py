@@ -19,13 +19,13 @@ import os
 import sys
 from pathlib import Path
 
-from hkd_d2.benchmark.models import SETUPS, score_detector
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.datasets.register import FOLDERS, register_dataset
 from hkd_d2.evaluation import MISSING_POINTS
 from hkd_d2.export.model_card import add_section
 from hkd_d2.export.quantize import MIN_SQNR, quantize
 from hkd_d2.inference import load_detector
+from hkd_d2.inference.benchmark import SETUPS, score_detector
 
 NUM_IMAGES = 100
 _FORMAT = f"coco FILE IMAGES, or a format out of {', '.join(FOLDERS)} with its root and split"

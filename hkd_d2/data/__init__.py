@@ -2,6 +2,6 @@
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
 
-from .mapper import PedestrianMapper, is_ignored, training_counts
+from hkd_d2.data.mapper import PedestrianMapper, is_ignored, training_counts
 
 __all__ = ["PedestrianMapper", "is_ignored", "training_counts"]

@@ -14,8 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch.utils.data import Sampler
 
-from .datasets import check_records
-from .pseudo_labels import check_pool_teacher, file_sha256, in_classes_of, read_pool
+from hkd_d2.data.datasets import check_records
+from hkd_d2.data.pseudo_labels import check_pool_teacher, file_sha256, in_classes_of, read_pool
 
 # Seed of the draw of LABELED_SHARE: the same images in every run, whatever its SEED.
 SHARE_SEED = 0

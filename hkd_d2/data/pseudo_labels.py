@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
-from .datasets.coco import load_coco, read_coco
+from hkd_d2.data.datasets.coco import load_coco, read_coco
 
 FORMAT = "hkd_d2 pseudo-label pool"
 _INFO = {"teacher_sha256": str, "score_threshold": (int, float), "image_root": str}

@@ -6,7 +6,7 @@ neither PyTorch nor Detectron2 is installed; so are CrowdHuman's scores, which n
 
 import importlib
 
-from .miss_rate import (
+from hkd_d2.evaluation.miss_rate import (
     REFERENCE_FPPI,
     MissRateResult,
     SetupMatches,
@@ -16,7 +16,7 @@ from .miss_rate import (
     load_ground_truth,
     match_setup,
 )
-from .protocols import (
+from hkd_d2.evaluation.protocols import (
     CITYPERSONS,
     MISSING_POINTS,
     PROTOCOLS,

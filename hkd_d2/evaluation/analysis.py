@@ -35,8 +35,15 @@ from typing import Any
 
 import numpy as np
 
-from .miss_rate import MIN_OVERLAP, PEDESTRIAN, Setup, SetupMatches, match_setup, overlaps
-from .protocols import CITYPERSONS, Protocol
+from hkd_d2.evaluation.miss_rate import (
+    MIN_OVERLAP,
+    PEDESTRIAN,
+    Setup,
+    SetupMatches,
+    match_setup,
+    overlaps,
+)
+from hkd_d2.evaluation.protocols import CITYPERSONS, Protocol
 
 __all__ = [
     "FALSE_POSITIVE_KINDS",

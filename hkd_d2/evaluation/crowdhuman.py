@@ -35,8 +35,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from .miss_rate import NATIVE, _read_detections, _read_ground_truth
-from .protocols import CrowdHumanProtocol, select_protocol
+from hkd_d2.evaluation.miss_rate import NATIVE, _read_detections, _read_ground_truth
+from hkd_d2.evaluation.protocols import CrowdHumanProtocol, select_protocol
 
 __all__ = ["SCORE_THRESHOLDS", "CrowdHumanResult", "evaluate_crowdhuman"]
 

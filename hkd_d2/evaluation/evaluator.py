@@ -21,15 +21,15 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .crowdhuman import CrowdHumanResult, evaluate_crowdhuman
-from .miss_rate import (
+from hkd_d2.evaluation.crowdhuman import CrowdHumanResult, evaluate_crowdhuman
+from hkd_d2.evaluation.miss_rate import (
     PEDESTRIAN,
     MissRateResult,
     check_ground_truth,
     evaluate_miss_rate,
     format_table,
 )
-from .protocols import (
+from hkd_d2.evaluation.protocols import (
     CITYPERSONS,
     MISSING_POINTS,
     CrowdHumanProtocol,

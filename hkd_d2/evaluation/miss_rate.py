@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from .protocols import (
+from hkd_d2.evaluation.protocols import (
     CITYPERSONS,
     MISSING_POINTS,
     ROUNDED_FPPI,

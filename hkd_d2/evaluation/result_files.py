@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .miss_rate import (
+from hkd_d2.evaluation.miss_rate import (
     PEDESTRIAN,
     _check_box,
     _is_finite,
@@ -36,7 +36,7 @@ from .miss_rate import (
     check_detections,
     load_detections,
 )
-from .protocols import CITYPERSONS, CrowdHumanProtocol, Protocol
+from hkd_d2.evaluation.protocols import CITYPERSONS, CrowdHumanProtocol, Protocol
 
 __all__ = [
     "read_caltech",

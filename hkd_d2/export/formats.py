@@ -16,12 +16,11 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
+from hkd_d2.export.one_stage import OneStageGraph
+from hkd_d2.export.postprocess import KeepByNms, keep_by_nms
+from hkd_d2.export.two_stage import TwoStageGraph
 from hkd_d2.inference.program_backend import METADATA_FILE
 from hkd_d2.modeling.stages import check_detector
-
-from .one_stage import OneStageGraph
-from .postprocess import KeepByNms, keep_by_nms
-from .two_stage import TwoStageGraph
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts"}
 INPUT = "images"
@@ -138,9 +137,8 @@ def _torchscript(model, metadata, path, shape):
 def _onnx(model, metadata, path, shape):
     import onnx
 
+    from hkd_d2.export.onnx_operators import TRANSLATIONS, keep_by_nms_operator
     from hkd_d2.inference.onnx_backend import write_metadata
-
-    from .onnx_operators import TRANSLATIONS, keep_by_nms_operator
 
     program = _program(detector_graph(model, keep_by_nms_operator), metadata, shape)
     quiet = logging.getLogger("torch.onnx")

@@ -5,7 +5,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
-from .postprocess import (
+from hkd_d2.export.postprocess import (
     Anchors,
     DecodeDeltas,
     DecodeDistances,

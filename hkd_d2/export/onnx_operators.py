@@ -5,7 +5,7 @@ from onnxscript import opset18 as op
 from onnxscript.onnx_types import BOOL, FLOAT
 from torch import Tensor
 
-from .postprocess import LOWEST, keep_by_nms
+from hkd_d2.export.postprocess import LOWEST, keep_by_nms
 
 _MOST = 2**31 - 1
 

@@ -25,11 +25,10 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import DEQUANT_OUTPUT_SUFFIX
 from tqdm import tqdm
 
+from hkd_d2.export.formats import INPUT
 from hkd_d2.inference.images import as_array
 from hkd_d2.inference.onnx_backend import OnnxDetector, write_metadata
 from hkd_d2.modeling.fake_quantization import is_predictor
-
-from .formats import INPUT
 
 # Ours. A layer whose quantisation alone leaves less signal over noise than this stays float.
 MIN_SQNR = 20.0

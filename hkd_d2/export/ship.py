@@ -11,14 +11,13 @@ from detectron2.config import CfgNode
 from hkd_d2.data.datasets.synthetic import draw_street
 from hkd_d2.data.image_files import find_images
 from hkd_d2.data.pseudo_labels import file_sha256
+from hkd_d2.export.formats import SUFFIXES, Shape, export
+from hkd_d2.export.model_card import write_model_card
+from hkd_d2.export.verification import verify
+from hkd_d2.export.weights import save_safetensors
 from hkd_d2.inference import load_detector, read_image
 from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, load_config
-
-from .formats import SUFFIXES, Shape, export
-from .model_card import write_model_card
-from .verification import verify
-from .weights import save_safetensors
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import Tensor, nn
 
-from .postprocess import (
+from hkd_d2.export.postprocess import (
     Anchors,
     DecodeDeltas,
     KeepByNms,

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .detections import Detections
-from .detector import Detector
-from .drawing import draw_side_by_side
-from .sources import Source
+from hkd_d2.inference.detections import Detections
+from hkd_d2.inference.detector import Detector
+from hkd_d2.inference.drawing import draw_side_by_side
+from hkd_d2.inference.sources import Source
 
 JPEG_QUALITY = 95
 CODEC = "mp4v"  # MPEG-4 part 2, which every build of OpenCV writes

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .detector import PROGRAMS
+from hkd_d2.inference.detector import PROGRAMS
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .detections import Detections
-from .images import as_array, resize, resized_shape
+from hkd_d2.inference.detections import Detections
+from hkd_d2.inference.images import as_array, resize, resized_shape
 
 BACKENDS = ("torch", "onnx")
 # Which backend reads which file.
@@ -201,16 +201,16 @@ def load_detector(
             if value is not None:
                 raise ValueError(f"{name} is fixed in '{path}'; give it when exporting.")
     if backend == "onnx":
-        from .onnx_backend import OnnxDetector
+        from hkd_d2.inference.onnx_backend import OnnxDetector
 
         return OnnxDetector(path, device, score_threshold, batch_size, threads)
     if path.suffix in PROGRAMS:
-        from .program_backend import ProgramDetector, load_program
+        from hkd_d2.inference.program_backend import ProgramDetector, load_program
 
         if device != "cpu":
             raise ValueError(f"The device is '{device}' and '{path}' runs on the CPU; use 'cpu'.")
         return ProgramDetector(path, *load_program(path), score_threshold, batch_size)
-    from .torch_backend import TorchDetector, build_detector
+    from hkd_d2.inference.torch_backend import TorchDetector, build_detector
 
     model, metadata = build_detector(
         path,

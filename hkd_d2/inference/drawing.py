@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .detections import Detections
+from hkd_d2.inference.detections import Detections
 
 # Colours of the classes in turn, of Okabe and Ito's palette, which the colour-blind can tell apart.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .detector import Detector
+from hkd_d2.inference.detector import Detector
 
 NEEDED = (
     *("class_names", "input_format", "pixel_mean", "min_size", "max_size", "score_threshold"),

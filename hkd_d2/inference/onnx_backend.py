@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .exported import ExportedDetector
+from hkd_d2.inference.exported import ExportedDetector
 
 try:
     import onnxruntime

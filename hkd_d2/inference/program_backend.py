@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torchvision  # noqa: F401  registers torchvision::nms and torchvision::roi_align
 
-from .exported import ExportedDetector, check_metadata
+from hkd_d2.inference.exported import ExportedDetector, check_metadata
 
 # Where the metadata stand inside either file, as JSON.
 METADATA_FILE = "hkd_d2.json"

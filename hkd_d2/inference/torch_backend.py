@@ -15,10 +15,9 @@ from yaml import YAMLError
 
 from hkd_d2 import __version__
 from hkd_d2.config import add_hkd_config
+from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
 from hkd_d2.modeling.stages import check_detector
-
-from .detector import Detector, check_thresholds
 
 
 class TorchDetector(Detector):

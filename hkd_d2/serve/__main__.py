@@ -14,7 +14,7 @@ import sys
 try:
     import uvicorn
 
-    from .app import Limits, create_app
+    from hkd_d2.serve.app import Limits, create_app
 except ModuleNotFoundError as error:
     missing = {"uvicorn", "fastapi", "starlette", "prometheus_client", "python_multipart"}
     if error.name not in missing:

@@ -33,8 +33,7 @@ from starlette.requests import ClientDisconnect
 from hkd_d2 import __version__
 from hkd_d2.inference import Detector, read_image
 from hkd_d2.inference.images import ImageTooLarge
-
-from .batching import Batcher, Overloaded
+from hkd_d2.serve.batching import Batcher, Overloaded
 
 logger = logging.getLogger(__name__)
 DECODERS = 2  # threads; each may hold one decoded image

@@ -1,12 +1,12 @@
-"""Pictures for people: samples of data, curves, detections, errors, stages of a step.
+"""Pictures for people: samples of data, curves, detections and errors.
 
 Everything is drawn with matplotlib's Agg canvas, without a display and without pyplot's global
 state, in colours that the colour-blind can tell apart.
 """
 
-from .annotations import draw_annotations, plot_samples, sample_records
-from .curves import COLOURS, plot_miss_rate, plot_training
-from .detections import (
+from hkd_d2.visualization.annotations import draw_annotations, plot_samples, sample_records
+from hkd_d2.visualization.curves import COLOURS, plot_miss_rate, plot_training
+from hkd_d2.visualization.detections import (
     Matches,
     Scene,
     compare_detections,
@@ -14,10 +14,8 @@ from .detections import (
     make_scenes,
     match_detections,
 )
-from .error_page import ImageFolder, write_error_page
-from .errors import crop_tile, plot_calibration, plot_miss_ranges
-from .ledger import plot_ledger
-from .methods import plot_methods
+from hkd_d2.visualization.error_page import ImageFolder, write_error_page
+from hkd_d2.visualization.errors import crop_tile, plot_calibration, plot_miss_ranges
 
 __all__ = [
     "COLOURS",
@@ -31,8 +29,6 @@ __all__ = [
     "make_scenes",
     "match_detections",
     "plot_calibration",
-    "plot_ledger",
-    "plot_methods",
     "plot_miss_ranges",
     "plot_miss_rate",
     "plot_samples",

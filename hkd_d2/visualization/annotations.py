@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageOps
 
-from .detections import DPI, draw_box
+from hkd_d2.visualization.detections import DPI, draw_box
 
 # What a row is, with colour (Okabe and Ito) and dashes; the last is the visible part of any row.
 ROLES = {

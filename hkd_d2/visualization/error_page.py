@@ -12,10 +12,15 @@ from PIL import Image, UnidentifiedImageError
 
 from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
-
-from .curves import plot_miss_rate
-from .detections import STYLES
-from .errors import TILE, crop_tile, plot_calibration, plot_miss_ranges, range_label
+from hkd_d2.visualization.curves import plot_miss_rate
+from hkd_d2.visualization.detections import STYLES
+from hkd_d2.visualization.errors import (
+    TILE,
+    crop_tile,
+    plot_calibration,
+    plot_miss_ranges,
+    range_label,
+)
 
 # No script, nothing from outside: the browser is told so too. Figures are drawn on white.
 _STYLE = """

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from hkd_d2.evaluation.analysis import Calibration, MissRange
-
-from .curves import COLOURS, DASHES, DPI
-from .detections import STYLES
+from hkd_d2.visualization.curves import COLOURS, DASHES, DPI
+from hkd_d2.visualization.detections import STYLES
 
 TILE = (132, 176)  # pixels, width and height
 CONTEXT = 1.9  # a tile shows so many times the box's height

@@ -10,8 +10,9 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import cuda_sources
 import pytest
+
+from cuda_emulator import cuda_sources
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 BUDGETS = Path(__file__).with_name("kernel_budgets.txt")

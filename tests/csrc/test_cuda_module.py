@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 
-import cuda_sources
 import pytest
+
+from cuda_emulator import cuda_sources
 
 BUILD = """
 import sys

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import (
+
+from helpers.small_datasets import (
     SAMPLES,
     child,
     write_eurocity,
@@ -14,7 +15,6 @@ from small_datasets import (
     write_text,
     write_vbb,
 )
-
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.records import make_annotation
 from hkd_d2.data.datasets.register import FOLDERS

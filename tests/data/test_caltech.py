@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import jpeg, write_bbgt, write_caltech_new, write_seq, write_vbb
 
+from helpers.small_datasets import jpeg, write_bbgt, write_caltech_new, write_seq, write_vbb
 from hkd_d2.data.datasets.caltech import load_caltech, read_vbb
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -2,8 +2,8 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image
-from small_datasets import person, write_crowdhuman, write_text
 
+from helpers.small_datasets import person, write_crowdhuman, write_text
 from hkd_d2.data.datasets.crowdhuman import load_crowdhuman
 
 

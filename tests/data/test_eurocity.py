@@ -2,8 +2,8 @@ import json
 
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import child, write_eurocity
 
+from helpers.small_datasets import child, write_eurocity
 from hkd_d2.data.datasets.eurocity import load_eurocity
 
 IMAGE = "basel/basel_00000"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import MetadataCatalog
-from small_datasets import SAMPLES
 
+from helpers.small_datasets import SAMPLES
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import load_coco
 from hkd_d2.data.datasets.register import FOLDERS

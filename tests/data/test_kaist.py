@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import write_bbgt, write_image, write_kaist, write_text
 
+from helpers.small_datasets import write_bbgt, write_image, write_kaist, write_text
 from hkd_d2.data.datasets.kaist import load_kaist
 
 ROWS = [

@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pseudo_labelled import LABELLED_BOX, POOL_BOX, pool_of, semi_supervised_config, write_images
-from two_processes import run_in_two_processes
 
+from helpers.pseudo_labelled import (
+    LABELLED_BOX,
+    POOL_BOX,
+    pool_of,
+    semi_supervised_config,
+    write_images,
+)
+from helpers.two_processes import run_in_two_processes
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import register_datasets
 from hkd_d2.data.loader import (

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import write_mot, write_text
 
+from helpers.small_datasets import write_mot, write_text
 from hkd_d2.data.datasets.mot17 import load_mot17
 from hkd_d2.data.datasets.mot20 import load_mot20
 

@@ -1,6 +1,6 @@
 import pytest
-from small_datasets import jpeg, write_seq
 
+from helpers.small_datasets import jpeg, write_seq
 from hkd_d2.data.datasets.norpix import NorpixSequence
 
 FRAMES = [jpeg(grey, (48, 64)) for grey in (0, 80, 160, 240)]

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import write_pennfudan
 
+from helpers.small_datasets import write_pennfudan
 from hkd_d2.data.datasets.pennfudan import load_pennfudan
 
 

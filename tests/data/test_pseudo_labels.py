@@ -6,8 +6,8 @@ import os
 
 import pytest
 from detectron2.structures import BoxMode
-from pseudo_labelled import POOL_BOX_XYWH, pool_of, write_images
 
+from helpers.pseudo_labelled import POOL_BOX_XYWH, pool_of, write_images
 from hkd_d2.data.pseudo_labels import (
     FORMAT,
     check_pool_teacher,

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.structures import BoxMode
-from small_datasets import write_text, write_widerperson
 
+from helpers.small_datasets import write_text, write_widerperson
 from hkd_d2.data.datasets.widerperson import load_widerperson
 
 ROWS = [(label, 10 * label, 5, 10 * label + 7, 25) for label in (1, 2, 3, 4, 5)]

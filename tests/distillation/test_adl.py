@@ -7,9 +7,9 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, ImageList
-from small_detectors import make_batch, one_stage_config, save_teacher, small_config
-from training_steps import steps
 
+from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
+from helpers.training_steps import steps
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
 from hkd_d2.distillation.term import DenseSpec, DetectorSpec

@@ -9,8 +9,8 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch, one_stage_config, save_teacher, small_config
 
+from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.crosskd import align_statistics
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets

@@ -7,9 +7,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.structures import Boxes, ImageList, Instances
-from small_detectors import small_config
 from torchvision.ops import roi_align
 
+from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
 from hkd_d2.distillation.term import DenseSpec, DetectorSpec

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from small_detectors import small_config
-from small_maps import NOTHING, SIZES, maps, passed, spec
 
+from helpers.small_detectors import small_config
+from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import Targets
 from hkd_d2.distillation.fgd import GlobalContext

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch, small_config
-from small_maps import NOTHING, spec
 from torchvision.ops import roi_align
-from training_steps import plain_in_channels_last, steps
 
+from helpers.small_detectors import make_batch, small_config
+from helpers.small_maps import NOTHING, spec
+from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass
 from hkd_d2.distillation.rotation import turn_boxes, turn_images

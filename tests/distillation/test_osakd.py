@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
-from small_detectors import make_batch, small_config
-from training_steps import plain_in_channels_last, steps
 
+from helpers.small_detectors import make_batch, small_config
+from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
 from hkd_d2.distillation.term import DetectorSpec

@@ -2,8 +2,8 @@
 
 import pytest
 from detectron2.config import CfgNode
-from small_detectors import small_config
 
+from helpers.small_detectors import small_config
 from hkd_d2.distillation.schedules import WeightSchedule
 
 

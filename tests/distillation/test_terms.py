@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
-from small_detectors import small_config
 
+from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
 from hkd_d2.distillation.logit_box_head import teacher_columns

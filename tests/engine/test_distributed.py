@@ -6,9 +6,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import run_in_two_processes
+
+from helpers.small_detectors import make_batch
+from helpers.two_processes import run_in_two_processes
 
 STEPS = 3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from small_detectors import one_stage_config, save_teacher
 
+from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.data.datasets.synthetic import generate_streets

@@ -13,9 +13,9 @@ from detectron2.data import detection_utils
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import RetinaNet, build_model
 from detectron2.utils.events import EventStorage
-from pseudo_labelled import write_images, write_labelled
-from small_detectors import one_stage_config, save_teacher
 
+from helpers.pseudo_labelled import write_images, write_labelled
+from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import check_records, register_datasets

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_detectors import small_config
 
+from helpers.small_detectors import small_config
 from hkd_d2.distillation import lwkd
 from hkd_d2.engine import Trainer, preflight
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_crowdhuman import plain_crowdhuman
 
+from helpers.plain_crowdhuman import plain_crowdhuman
 from hkd_d2.evaluation import PROTOCOLS, evaluate_crowdhuman
 
 CROWDHUMAN = PROTOCOLS["crowdhuman"]

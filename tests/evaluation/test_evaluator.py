@@ -11,8 +11,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
-from two_processes import run_in_two_processes
 
+from helpers.two_processes import run_in_two_processes
 from hkd_d2.evaluation import (
     PROTOCOLS,
     PedestrianEvaluator,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_miss_rate import plain_miss_rate
 
+from helpers.plain_miss_rate import plain_miss_rate
 from hkd_d2.evaluation.miss_rate import (
     REFERENCE_FPPI,
     SETUPS,

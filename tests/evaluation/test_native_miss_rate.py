@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits
 
 import hkd_d2
+from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, load_detections, load_ground_truth
 from hkd_d2.evaluation import miss_rate as module
 

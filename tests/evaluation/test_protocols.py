@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_miss_rate import plain_protocol_miss_rate
-from same_bits import assert_same_bits
 
+from helpers.plain_miss_rate import plain_protocol_miss_rate
+from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import (
     CITYPERSONS,
     PROTOCOLS,

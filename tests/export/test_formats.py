@@ -13,9 +13,9 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 
 import hkd_d2
+from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.config import add_hkd_config
 from hkd_d2.export.formats import SUFFIXES, Shape, detector_graph, export
 from hkd_d2.export.verification import verify

@@ -7,9 +7,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from small_detectors import one_stage_config, save_teacher, small_config
 
 import hkd_d2
+from helpers.small_detectors import one_stage_config, save_teacher, small_config
 from hkd_d2.export.formats import Shape, export
 from hkd_d2.export.quantize import find_layers, quantize
 from hkd_d2.inference.torch_backend import build_detector

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 from detectron2.config import get_cfg
-from small_detectors import save_teacher, small_config
 
 import hkd_d2
+from helpers.small_detectors import save_teacher, small_config
 from hkd_d2.config import add_hkd_config
 from hkd_d2.export import formats, ship
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-from red_detector import RedDetector, street, write_video
 
+from helpers.red_detector import RedDetector, street, write_video
 from hkd_d2.inference.annotate import annotate
 from hkd_d2.inference.drawing import draw_boxes
 from hkd_d2.inference.sources import find_sources

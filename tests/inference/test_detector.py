@@ -10,9 +10,9 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
-from small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 
 import hkd_d2
+from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.inference import Detections, Detector
 
 CONFIGS = {

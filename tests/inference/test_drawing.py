@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from red_detector import RedDetector, street
 
+from helpers.red_detector import RedDetector, street
 from hkd_d2.inference import Detections
 from hkd_d2.inference.drawing import COLOURS, GAP, draw_boxes, draw_side_by_side
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from red_detector import street, write_video
 
+from helpers.red_detector import street, write_video
 from hkd_d2.inference.sources import Source, find_sources
 
 

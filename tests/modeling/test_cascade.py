@@ -9,9 +9,9 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from small_detectors import cascade_config, make_batch, save_teacher, small_config
-from training_steps import MultilevelPooler, plain_in_channels_last, steps
 
+from helpers.small_detectors import cascade_config, make_batch, save_teacher, small_config
+from helpers.training_steps import MultilevelPooler, plain_in_channels_last, steps
 from hkd_d2.distillation.term import PREDICTIONS
 from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

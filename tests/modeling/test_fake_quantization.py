@@ -5,9 +5,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch, save_teacher, small_config
 from torch import nn
 
+from helpers.small_detectors import make_batch, save_teacher, small_config
 from hkd_d2.modeling.fake_quantization import (
     fake_quantize,
     is_predictor,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch
 
+from helpers.small_detectors import make_batch
 from hkd_d2.ops import _library
 
 

@@ -4,8 +4,8 @@ import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch
 
+from helpers.small_detectors import make_batch
 from hkd_d2.modeling.ignore import IgnoreAwareROIHeads, IgnoreAwareRPN, covered_by_ignore
 
 

@@ -7,9 +7,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch, save_teacher, small_config
-from training_steps import MultilevelPooler, plain_in_channels_last, steps
 
+from helpers.small_detectors import make_batch, save_teacher, small_config
+from helpers.training_steps import MultilevelPooler, plain_in_channels_last, steps
 from hkd_d2.distillation.term import DENSE, PREDICTIONS, PROPOSALS
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling import two_stage

@@ -9,9 +9,9 @@ from detectron2.modeling import RetinaNet, build_model
 from detectron2.modeling.meta_arch import fcos
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from small_detectors import make_batch, one_stage_config, save_teacher, small_config
-from training_steps import plain_in_channels_last, steps
 
+from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
+from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation.term import DENSE, PROPOSALS
 from hkd_d2.modeling import one_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

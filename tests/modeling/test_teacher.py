@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from small_detectors import save_teacher, small_config
 from torchvision.ops import roi_align
 
+from helpers.small_detectors import save_teacher, small_config
 from hkd_d2.distillation.detector_pass import DetectorPass
 from hkd_d2.distillation.term import POOLED
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
@@ -121,7 +121,7 @@ def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build, f
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_precision_is_the_teachers_own(hkd_cfg, build, precision, dtype):
-    from small_detectors import make_batch
+    from helpers.small_detectors import make_batch
 
     hkd_cfg.HKD.TEACHER.PRECISION = precision
     teacher = build(hkd_cfg).teacher

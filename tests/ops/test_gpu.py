@@ -1,8 +1,8 @@
 """What only a GPU shows: streams, graphs, determinism, host synchronisation, memory, huge tensors.
 
 That the kernels compute the right numbers, in every dtype and layout, is for the CPU kernels' tests
-to say, on the GPU too: ``pytest -p operators_on_gpu tests/ops``. As a program this file runs every
-operator once, for compute-sanitizer.
+to say, on the GPU too: ``pytest -p cuda_emulator.operators_on_gpu tests/ops``. As a program this
+file runs every operator once, for compute-sanitizer.
 """
 
 import functools

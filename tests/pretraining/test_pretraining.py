@@ -6,9 +6,9 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from PIL import Image
-from small_detectors import make_batch, small_config
-from training_steps import steps
 
+from helpers.small_detectors import make_batch, small_config
+from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.pretraining import losses, training

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from red_detector import RedDetector, street
-from serve_process import service
 from starlette.formparsers import MultiPartParser
 
+from helpers.red_detector import RedDetector, street
+from helpers.serve_process import service
 from hkd_d2.serve.__main__ import main
 from hkd_d2.serve.app import Limits, create_app
 from hkd_d2.serve.load_test import load

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from red_detector import RedDetector, street
 
+from helpers.red_detector import RedDetector, street
 from hkd_d2.serve.batching import Batcher, Overloaded
 
 

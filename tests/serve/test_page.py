@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from red_detector import street
-from serve_process import service
+
+from helpers.red_detector import street
+from helpers.serve_process import service
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

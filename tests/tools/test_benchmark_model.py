@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pseudo_labelled import write_labelled
-from small_detectors import one_stage_config, save_teacher, small_config
+
+from helpers.pseudo_labelled import write_labelled
+from helpers.small_detectors import one_stage_config, save_teacher, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "benchmark_model.py"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from red_detector import street
-from small_detectors import one_stage_config, save_teacher, small_config
 
+from helpers.red_detector import street
+from helpers.small_detectors import one_stage_config, save_teacher, small_config
 from hkd_d2.export.formats import Shape, export
 from hkd_d2.inference.torch_backend import build_detector
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pseudo_labelled import write_images, write_labelled
-from small_detectors import one_stage_config, save_teacher
 
+from helpers.pseudo_labelled import write_images, write_labelled
+from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.data.pseudo_labels import file_sha256, read_pool
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "pseudo_label.py"

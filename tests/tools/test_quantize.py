@@ -4,9 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
-from pseudo_labelled import write_labelled
-from small_detectors import save_teacher, small_config
 
+from helpers.pseudo_labelled import write_labelled
+from helpers.small_detectors import save_teacher, small_config
 from hkd_d2.export.formats import Shape, export
 from hkd_d2.inference import load_detector
 from hkd_d2.inference.torch_backend import build_detector

@@ -1,8 +1,13 @@
 """Loaders of pedestrian data; importing this package registers the built-in data sets."""
 
-from .citypersons import load_citypersons
-from .coco import load_coco
-from .register import check_records, register_builtin_datasets, register_dataset, register_datasets
+from hkd_d2.data.datasets.citypersons import load_citypersons
+from hkd_d2.data.datasets.coco import load_coco
+from hkd_d2.data.datasets.register import (
+    check_records,
+    register_builtin_datasets,
+    register_dataset,
+    register_datasets,
+)
 
 __all__ = [
     "check_records",

@@ -10,7 +10,7 @@ unknown), ignore (0 or 1), angle. Source: pdollar/toolbox, detector/bbGt.m (1a0a
 bbLoad.
 """
 
-from .records import make_annotation, read_lines, visible_ratio
+from hkd_d2.data.datasets.records import make_annotation, read_lines, visible_ratio
 
 
 def read_bbgt(path: str) -> list[tuple[str, list[float], int, list[float], int, str]]:

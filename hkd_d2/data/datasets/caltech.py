@@ -26,10 +26,10 @@ import sys
 import scipy.io
 from tqdm import tqdm
 
-from .bbgt import labelled_annotation, read_bbgt, visible_share
-from .cache import cached_records
-from .norpix import NorpixSequence
-from .records import check_images_exist, check_split, visible_ratio
+from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.norpix import NorpixSequence
+from hkd_d2.data.datasets.records import check_images_exist, check_split, visible_ratio
 
 # Old annotations: the sets and which frames. New ones: their folder; the last split has the same
 # file as test_new, but applies the border rule.

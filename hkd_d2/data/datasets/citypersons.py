@@ -22,9 +22,14 @@ import os
 
 import scipy.io
 
-from . import coco
-from .cache import cached_records
-from .records import check_images_exist, make_annotation, read_json, visible_ratio
+from hkd_d2.data.datasets import coco
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.records import (
+    check_images_exist,
+    make_annotation,
+    read_json,
+    visible_ratio,
+)
 
 SPLITS = ("train", "val")
 FORMS = ("cityscapes", "mat", "coco")  # in the order of preference

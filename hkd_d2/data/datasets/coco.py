@@ -4,7 +4,7 @@ import os
 
 from detectron2.data import MetadataCatalog
 
-from .records import check_images_exist, make_annotation, read_json
+from hkd_d2.data.datasets.records import check_images_exist, make_annotation, read_json
 
 # How much of a body is hidden, where a benchmark says it in steps of its own (see records.py).
 HIDDEN = ("occlusion", "truncation")

@@ -16,8 +16,8 @@ arXiv:1805.00123, 2018.
 import json
 import os
 
-from .cache import cached_records
-from .records import check_split, image_sizes, make_annotation, read_lines
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation, read_lines
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 

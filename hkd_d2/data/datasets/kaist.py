@@ -20,10 +20,10 @@ CVPR 2015.
 import os
 import re
 
-from .bbgt import labelled_annotation, read_bbgt, visible_share
-from .cache import cached_records
-from .coco import load_coco
-from .records import check_images_exist, check_split, read_lines
+from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.coco import load_coco
+from hkd_d2.data.datasets.records import check_images_exist, check_split, read_lines
 
 SPLITS = (
     "train",

@@ -13,8 +13,13 @@ TrackEval (github.com/JonathonLuiten/TrackEval, datasets/mot_challenge_2d_box.py
 import configparser
 import os
 
-from .cache import cached_records
-from .records import check_images_exist, check_split, make_annotation, read_lines
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.records import (
+    check_images_exist,
+    check_split,
+    make_annotation,
+    read_lines,
+)
 
 # The ground truth of test is not public. The halves are those of CenterTrack
 # (github.com/xingyizhou/CenterTrack, convert_mot_to_coco.py): the first N // 2 + 1 of the N frames

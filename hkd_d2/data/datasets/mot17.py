@@ -4,7 +4,7 @@ Milan, Leal-Taixé, Reid, Roth, Schindler: MOT16: A Benchmark for Multi-Object T
 arXiv:1603.00831, 2016.
 """
 
-from . import mot
+from hkd_d2.data.datasets import mot
 
 SPLITS = mot.SPLITS
 # Person on a vehicle, static person, distractor, reflection.

@@ -4,7 +4,7 @@ Dendorfer, Rezatofighi, Milan, Shi, Cremers, Reid, Roth, Schindler, Leal-Taixé:
 for multi object tracking in crowded scenes, arXiv:2003.09003, 2020.
 """
 
-from . import mot
+from hkd_d2.data.datasets import mot
 
 SPLITS = mot.SPLITS
 # As of MOT17, and vehicles without a motor.

@@ -15,8 +15,13 @@ import glob
 import os
 import re
 
-from .cache import cached_records
-from .records import check_images_exist, check_split, make_annotation, read_lines
+from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.records import (
+    check_images_exist,
+    check_split,
+    make_annotation,
+    read_lines,
+)
 
 SPLITS = ("all",)
 

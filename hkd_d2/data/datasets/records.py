@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.structures import BoxMode
 
-from ..image_files import image_size
+from hkd_d2.data.image_files import image_size
 
 
 def read_json(path: str):

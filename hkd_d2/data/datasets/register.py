@@ -5,7 +5,7 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from . import (
+from hkd_d2.data.datasets import (
     caltech,
     citypersons,
     crowdhuman,
@@ -16,7 +16,7 @@ from . import (
     pennfudan,
     widerperson,
 )
-from .coco import load_coco
+from hkd_d2.data.datasets.coco import load_coco
 
 # The formats that are a root folder with splits: the splits and load(root, split, *, check_images).
 # One class, pedestrian, in each. tools/prepare_data.py looks in the loader's module for what a

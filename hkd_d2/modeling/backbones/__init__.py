@@ -3,13 +3,13 @@
 Importing the package registers their builders with Detectron2.
 """
 
-from .library_body import (
+from hkd_d2.modeling.backbones.library_body import (
     LibraryBody,
     build_library_backbone,
     build_library_fpn_backbone,
     build_retinanet_library_fpn_backbone,
 )
-from .slim_resnet import (
+from hkd_d2.modeling.backbones.slim_resnet import (
     build_retinanet_slim_resnet_fpn_backbone,
     build_slim_resnet_backbone,
     build_slim_resnet_fpn_backbone,

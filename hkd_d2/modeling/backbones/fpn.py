@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 
-from .norm import resolve_norm
+from hkd_d2.modeling.backbones.norm import resolve_norm
 
 
 def attach_fpn(cfg: CfgNode, bottom_up: Backbone, *, one_stage: bool = False) -> FPN:

@@ -9,8 +9,8 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
-from .fpn import attach_fpn
-from .pretrained import (
+from hkd_d2.modeling.backbones.fpn import attach_fpn
+from hkd_d2.modeling.backbones.pretrained import (
     load_torchvision_weights,
     require_pixels,
     wants_pretrained,

@@ -16,9 +16,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from .fpn import attach_fpn
-from .norm import resolve_norm
-from .pretrained import load_torchvision_weights, require_pixels, wants_pretrained
+from hkd_d2.modeling.backbones.fpn import attach_fpn
+from hkd_d2.modeling.backbones.norm import resolve_norm
+from hkd_d2.modeling.backbones.pretrained import (
+    load_torchvision_weights,
+    require_pixels,
+    wants_pretrained,
+)
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 _BATCH_NORMS = ("BN", "SyncBN", "FrozenBN")

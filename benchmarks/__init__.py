@@ -1,0 +1,1 @@
+"""Speed: operators, training step, evaluation, the GPU check."""

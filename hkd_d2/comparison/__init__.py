@@ -1,1 +1,0 @@
-"""Training runs on generated streets side by side: the quickstart's, and the methods'."""
