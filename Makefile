@@ -4,7 +4,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 SCALE ?= half
 
-.PHONY: help quickstart methods pretraining test test-slow test-oldest sanitize bench gpu-check lint clean
+.PHONY: help quickstart methods pretraining test test-slow test-oldest sanitize bench gpu-check lint docs clean
 
 help:
 	@echo "make quickstart         train and compare teacher, plain and distilled student on a CPU"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench SCALE=full   the same at 1024x2048"
 	@echo "make gpu-check          test and time the CUDA kernels on this machine's GPU, with a report"
 	@echo "make lint               ruff and clang-format"
+	@echo "make docs               the documents as a site, docs/_build/html"
 	@echo "make clean              remove what was built, not what was trained"
 
 $(READY): setup.py pyproject.toml tools/bootstrap.sh tools/install_detectron2.sh $(shell find csrc -type f)
@@ -57,6 +58,10 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	find csrc tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs .venv/bin/clang-format --dry-run -Werror
+
+docs: $(READY)
+	$(PY) -W ignore -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 clean:
 	rm -rf build *.egg-info hkd_d2/*.so $(READY)

@@ -140,7 +140,7 @@ class Results:
         notes = "\n".join(f"- {note}" for note in self.notes(rows))
         text = [
             "# Methods on generated streets",
-            "Written by `make methods`; `docs/methods.md` says what each computes.",
+            "Written by `make methods`; [Methods](../methods.md) says what each computes.",
             format_tables(entries, teachers, costs),
             notes,
             "![Miss rates of all methods](plot.png)",

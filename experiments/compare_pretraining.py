@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     node = plans[0].HKD.PRETRAINING
     text = [
         "# Pre-training methods on glyphs",
-        "Written by `make pretraining`; `docs/methods.md` says what each computes.",
+        "Written by `make pretraining`; [Methods](../methods.md) says what each computes.",
         format_table(summarise(records)),
         f"- {CLASSES} classes of glyphs (`hkd_d2/distillation/glyphs.py`), {IMAGES['train']} "
         f"images of each to train on, {IMAGES['val']} to be scored on; "

@@ -88,7 +88,7 @@ def format_tables(entries: list[dict], teachers: dict[str, dict], costs: dict[st
         for line in cells:
             line += [""] * (len(HEAD) - len(line))
             lines.append(f"| {' | '.join(line)} |")
-        parts.append(f"### {section[0].upper()}{section[1:]}\n\n" + "\n".join(lines))
+        parts.append(f"## {section[0].upper()}{section[1:]}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -55,7 +55,7 @@ def test_table_and_csv(tmp_path):
     scores = {"Reasonable": 41.0, "Heavy": 70.0, "All": 60.0, "AP": 30.0}
     text = format_tables(summarise(ROWS), {"two-stage": scores, "RetinaNet": scores}, COSTS)
     lines = text.splitlines()
-    assert "### Two-stage" in lines and "### RetinaNet" in lines
+    assert "## Two-stage" in lines and "## RetinaNet" in lines
     table = [[c.strip() for c in x.strip("|").split("|")] for x in lines if x.startswith("| ")]
     assert {len(cells) for cells in table} == {11}
     assert table[1][:4] == ["teacher", "", "41.00", ""] and table[1][6] == "30.00"
