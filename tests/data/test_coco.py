@@ -118,8 +118,8 @@ ERRORS = [
     (row(bbox=[1, 2, 0, 4]), r"annotations\[1\]: bbox .* no area inside the 200x100 image"),
     (row(bbox=[-9, 2, 9, 4]), r"annotations\[1\]: bbox .* no area inside"),
     (row(bbox=[1, 100, 9, 4]), r"annotations\[1\]: bbox .* no area inside"),
-    (row(ignore=2), r"annotations\[1\]: ignore must be 0 or 1, not 2"),
-    (row(iscrowd="no"), r"annotations\[1\]: iscrowd must be 0 or 1, not 'no'"),
+    (row(ignore=2), r"annotations\[1\] has ignore 2; make it 0 or 1"),
+    (row(iscrowd="no"), r"annotations\[1\] has iscrowd 'no'; make it 0 or 1"),
     (row(vis_ratio=float("nan")), r"annotations\[1\]: vis_ratio must be a finite number"),
 ]
 

@@ -4,6 +4,7 @@ import os
 
 from detectron2.data import MetadataCatalog
 
+from hkd_d2.data.annotation_rules import ignore_flags, row_height, visible_share, whole_number
 from hkd_d2.data.datasets.records import check_images_exist, make_annotation, read_json
 
 # How much of a body is hidden, where a benchmark says it in steps of its own (see records.py).
@@ -34,9 +35,9 @@ def load_coco(
     """Load boxes from a COCO JSON file.
 
     Beyond COCO's keys an image may name its file ``im_name`` instead of ``file_name``, and an
-    annotation may carry ``ignore`` (default: ``iscrowd``), ``vis_bbox`` and ``vis_ratio`` (default:
-    from ``vis_bbox``, else 1.0), ``occlusion`` and ``truncation`` (int). Segmentations and
-    keypoints are not read.
+    annotation may carry ``ignore``, ``vis_bbox``, ``vis_ratio`` and ``height``, by the rules of
+    :mod:`hkd_d2.data.annotation_rules`, and ``occlusion`` and ``truncation`` (int). Segmentations
+    and keypoints are not read.
 
     The categories become the classes 0, 1, ... in the order of their ids. A file in which every
     annotation has category_id 1 has that one class, as CityPersons' evaluation files do: they list
@@ -102,17 +103,21 @@ def load_coco(
                 f"{where}: category_id {category_id} is not in the list of categories."
             )
         record = records[image_id]
-        iscrowd = row.get("iscrowd", 0)
+        ignore, iscrowd = ignore_flags(row, where)
         annotation = make_annotation(
             _get(row, "bbox", list, where),
             where=where,
             image_size=(record["height"], record["width"]),
             category_id=contiguous[category_id],
-            ignore=row.get("ignore", iscrowd),
+            ignore=ignore,
             iscrowd=iscrowd,
             vis_bbox=row.get("vis_bbox"),
             vis_ratio=row.get("vis_ratio"),
         )
+        annotation["vis_ratio"] = float(visible_share(row, where))
+        height = row_height(row, where)
+        if height != annotation["bbox"][3]:  # evaluation reads the file's
+            annotation["height"] = float(height)
         for key in HIDDEN:
             if key in row:
                 annotation[key] = _get(row, key, int, where)
@@ -150,7 +155,7 @@ def to_coco(records: list[dict], root: str) -> dict:
                     "iscrowd": row["iscrowd"],
                     "ignore": row["ignore"],
                     **boxes,
-                    "height": boxes["bbox"][3],
+                    "height": row.get("height", boxes["bbox"][3]),
                     "vis_ratio": _whole(float(f"{row['vis_ratio']:.12g}")),
                     **{key: row[key] for key in HIDDEN if key in row},
                 }
@@ -174,6 +179,8 @@ def _whole(value: float):
 
 def _get(row, key: str, kind: type, where: str):
     value = row.get(key) if isinstance(row, dict) else None
+    if kind is int and isinstance(value, float):  # some programs write 192.0
+        return whole_number(value, key, where)
     if not isinstance(value, kind):
         raise ValueError(f"{where}: '{key}' is missing or no {kind.__name__}: {value!r}.")
     return value

@@ -1,0 +1,78 @@
+"""Text and JSON files, read by one rule: UTF-8, or whatever a byte order mark says.
+
+Programs on Windows begin files with a byte order mark; with one, UTF-16 and UTF-32 are read too.
+Needs nothing but Python.
+"""
+
+import codecs
+import json
+import os
+from typing import Any
+
+__all__ = ["parse_json", "read_json", "read_text"]
+
+# UTF-32's mark begins with UTF-16's, so it is tried first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    r"""Read a text file; its lines end in ``\n``, whatever they end in on disk.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not text; the message names it and the line.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist or is not a file; check the path.")
+    with open(path, "rb") as file:
+        content = file.read()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path} is no text file: line {line} is not {encoding.upper()} ({error.reason}); it "
+            "is damaged or in another encoding, save it as UTF-8."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON; the message names it and the line.
+    """
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, source: str | os.PathLike) -> Any:
+    """Parse JSON; ``source`` names it in the message.
+
+    Raises:
+        ValueError: the text is not JSON, for example because it is cut short.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting
+        found = str(error)
+    raise ValueError(
+        f"{source} is not valid JSON ({found}); the file is truncated or of another format, fetch "
+        "or export it again."
+    ) from None
