@@ -1,12 +1,15 @@
 """Read and write checkpoints: a student's file is a plain Detectron2 checkpoint of the student."""
 
 import hashlib
+import json
 import os
 import pickle
+import zipfile
+from urllib.parse import parse_qs
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,29 +40,21 @@ class StudentCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: no such file, or one that cannot be fetched.
-            ValueError: a file that is no checkpoint.
+            ValueError: a file that is no checkpoint, or whose states are another run's.
         """
         if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"The checkpoint '{path}' does not exist; give an existing file."
-            )
+            read_checkpoint(path)  # which says what is wrong with it
         try:
             return super().load(path, *args, **kwargs)
         except OSError as error:
-            self._parsed_url_during_load = None
+            if os.path.exists(path):
+                raise
             raise FileNotFoundError(
                 f"'{path}' could not be fetched ({error}); download it where there is a network "
                 "and give the file's path in MODEL.WEIGHTS or HKD.TEACHER.WEIGHTS."
             ) from error
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._parsed_url_during_load = None
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"'{path}' cannot be read as a checkpoint ({reason}); give a file that "
-                "Detectron2 or this project wrote."
-            ) from error
+        finally:
+            self._parsed_url_during_load = None  # Detectron2's own, which an error leaves behind
 
     def load_complete(self, path: str, owner: str) -> None:
         """Load the model from ``path`` and insist that the file fills all of it.
@@ -110,55 +105,195 @@ class StudentCheckpointer(DetectionCheckpointer):
         """As Detectron2's, for a run that may have terms.
 
         Raises:
-            ValueError: the checkpoint to resume from has no state of the terms.
+            ValueError: the checkpoint to resume from is of other terms, another architecture or
+                another optimizer.
         """
-        if resume and self.has_checkpoint() and "hkd" in self.checkpointables:
-            last = self.get_checkpoint_file()
-            if "hkd" not in self._torch_load(last):
-                raise ValueError(
-                    f"'{last}' was written by a run without distillation terms and cannot be "
-                    "resumed with them; start from it with MODEL.WEIGHTS and another OUTPUT_DIR."
-                )
-        return super().resume_or_load(path, resume=resume)
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        last = self.get_checkpoint_file()
+        self._check_resumable(last, read_checkpoint(last))
+        return self.load(last)
 
-    def _torch_load(self, filename):
-        return torch.load(filename, map_location="cpu", weights_only=True)
+    def _check_resumable(self, path: str, content: dict) -> None:
+        """Compare a checkpoint with what it is to fill, before anything is filled."""
+
+        def refuse(found, remedy):
+            raise ValueError(
+                f"'{path}' {found}, so this run cannot go on from it; {remedy}, or start from it "
+                "with MODEL.WEIGHTS and another OUTPUT_DIR."
+            )
+
+        missing = [key for key in self.checkpointables if key not in content and key != "hkd"]
+        if missing:
+            refuse(f"has weights alone, no '{missing[0]}'", "name a run's own checkpoint")
+        wanted, found = self.model.state_dict(), content["model"]
+        for key in sorted(wanted.keys() | found.keys()):
+            ours, theirs = wanted.get(key), found.get(key)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                ours, theirs = ("none" if x is None else tuple(x.shape) for x in (ours, theirs))
+                refuse(
+                    f"is of another architecture: '{key}' has shape {theirs} in the file and "
+                    f"{ours} in the model",
+                    "take the config of that run",
+                )
+        terms = self.checkpointables.get("hkd")
+        ours = {} if terms is None else terms.state_dict()
+        theirs = content.get("hkd", {})
+        if terms is not None and "hkd" not in content:
+            refuse("was written by a run without distillation terms", "take HKD.TERMS out")
+        names = ([] if terms is None else list(terms)), _term_names(theirs)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if getattr(ours.get(key), "shape", None) != getattr(theirs.get(key), "shape", None):
+                refuse(
+                    f"is of other distillation terms: it has the states of "
+                    f"{', '.join(names[1]) or 'none'} and HKD.TERMS is {names[0]}, with another "
+                    f"'{key}'",
+                    "set HKD.TERMS and the terms' keys as in that run's config.yaml",
+                )
+        trainer = self.checkpointables.get("trainer")
+        optimizer = getattr(getattr(trainer, "_trainer", None), "optimizer", None)
+        if optimizer is None:
+            return
+        try:
+            theirs = _form_of_optimizer(content["trainer"]["_trainer"]["optimizer"])
+        except (KeyError, TypeError):
+            refuse("has no state of an optimizer", "name a run's own checkpoint")
+        if theirs != _form_of_optimizer(optimizer.state_dict()):
+            refuse(
+                "was written with another optimizer or other trainable parameters",
+                "set HKD.SOLVER.OPTIMIZER, MODEL.BACKBONE.FREEZE_AT and HKD.TERMS as in that "
+                "run's config.yaml",
+            )
 
     def _load_file(self, filename):
-        if filename.endswith(".safetensors"):
-            return {"model": _read_safetensors(filename)}
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        with PathManager.open(filename, "rb") as f:
-            data = _ArrayUnpickler(f, encoding="latin1").load()
-        if "model" in data and "__author__" in data:
-            return data
-        data = data.get("blobs", data)
-        weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        content = read_checkpoint(filename)
+        query = parse_qs(self._parsed_url_during_load.query)
+        if query.get("matching_heuristics") == ["True"]:
+            content["matching_heuristics"] = True
+        return content
 
 
-def _read_safetensors(filename):
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Read a checkpoint; every door by which one comes in leads here.
+
+    No code in a file is run. A ``.pth`` that this project or PyTorch wrote has a checksum for each
+    tensor, which is compared; of safetensors of this project the weights' own is.
+
+    Args:
+        path: a local file. Suffix .pkl: numpy arrays and plain containers, as in model zoos;
+            .safetensors: tensors; .pyth: a pycls file; any other: a PyTorch file with tensors and
+            plain containers.
+
+    Returns:
+        ``model`` (names to tensors or arrays) and whatever else the file has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or is damaged.
+        ImportError: safetensors is not installed.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"The checkpoint '{path}' does not exist; give an existing file.")
     try:
-        import safetensors
-        from safetensors.torch import load_file
+        if not os.path.isfile(path):
+            raise pickle.UnpicklingError("it is a folder")
+        if os.path.getsize(path) == 0:
+            raise pickle.UnpicklingError("it is empty")
+        content = _READERS.get(os.path.splitext(path)[1], _read_torch)(path)
+        model = content.get("model")
+        if not isinstance(model, dict) or not model:
+            raise pickle.UnpicklingError("it has no weights")
+        strange = next((k for k, v in model.items() if not _is_weight(k, v)), None)
+        if strange is not None:
+            raise pickle.UnpicklingError(f"'{strange}' in it is no tensor")
+        return content
+    except (torch.OutOfMemoryError, MemoryError, ImportError):
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason or "Weights only" in reason:
+            reason = "it refers to code, or is none of PyTorch's files"
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint ({reason}); give a file that Detectron2 or "
+            "this project wrote, or fetch it again."
+        ) from error
+
+
+def _is_weight(key, value):
+    return isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _term_names(state):
+    return list(dict.fromkeys(key.partition(".")[0] for key in state))
+
+
+def _form_of_optimizer(state):
+    groups = state["param_groups"]
+    return [sorted(g) for g in groups], [len(g["params"]) for g in groups]
+
+
+def _read_torch(path):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums and does not compare them
+            if damaged := archive.testzip():
+                raise pickle.UnpicklingError(f"'{damaged}' in it is damaged")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
+    return content if "model" in content else {"model": content}
+
+
+def _read_pycls(path):
+    state = _read_torch(path).get("model_state")
+    if not isinstance(state, dict):
+        raise pickle.UnpicklingError("it has no 'model_state'")
+    weights = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _read_pickle(path):
+    with open(path, "rb") as f:
+        data = _ArrayUnpickler(f, encoding="latin1").load()
+    if not isinstance(data, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(data).__name__}")
+    if "model" in data and "__author__" in data:
+        return data
+    data = data.get("blobs", data)
+    weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors import safe_open
     except ModuleNotFoundError as error:
         raise ImportError(
             "Safetensors files need safetensors; install it with: pip install safetensors"
         ) from error
-    try:
-        return load_file(filename)
-    except safetensors.SafetensorError as error:
-        raise pickle.UnpicklingError(str(error)) from error  # see load
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
+        metadata = (file.metadata() or {}).get("hkd_d2")
+    if metadata and json.loads(metadata).get("weights_sha256") != state_sha256(weights):
+        raise pickle.UnpicklingError("its weights are not those that it was written with")
+    return {"model": weights}
+
+
+_READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors, ".pyth": _read_pycls}
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of a model's state: names, dtypes, shapes and values, in the order of names.
+    """:func:`state_sha256` of a model's state."""
+    return state_sha256(model.state_dict())
+
+
+def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a state: names, dtypes, shapes and values, in the order of names.
 
     It tells weights apart, not files: the same weights have one in any format.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(array.flatten().view(torch.uint8).numpy().tobytes())

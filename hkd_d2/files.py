@@ -1,0 +1,135 @@
+"""Files that are written whole or not at all, and never over what a training run wrote."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# What a training run keeps in its folder, beside its checkpoints.
+OF_A_RUN = ("config.yaml", "last_checkpoint", "metrics.json", "log.txt")
+_ENOUGH = 1 << 20  # bytes; with less a disk is full
+
+
+@contextlib.contextmanager
+def written_beside(path: str | Path, *, by_the_run: bool = False) -> Iterator[Path]:
+    """Write a file beside its place; it gets its name when it is whole and on the disk.
+
+    Whatever ends the block, nothing half-written has the name, and what had it before is
+    untouched. A process that is killed leaves a file that is called ``part-...``, which nothing
+    reads.
+
+    Args:
+        path: where the file is to be; a link is followed, a device or pipe written directly.
+        by_the_run: the caller is the training run whose folder this is.
+
+    Yields:
+        The path to write, of the same suffix and in the same folder.
+
+    Raises:
+        ValueError: the file belongs to a training run.
+        OSError: it cannot be written; of a full disk and of a folder without permission one
+            sentence.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    place = Path(os.path.realpath(path))
+    if not by_the_run:
+        check_not_of_a_run(place)
+    part = place.with_name(f"part-{secrets.token_hex(4)}-{place.name[-40:]}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, place)
+    except BaseException as error:
+        full = _is_full(error, place.parent)  # before its bytes are given back
+        part.unlink(missing_ok=True)
+        if full:
+            free = shutil.disk_usage(place.parent).free / 1e6
+            raise OSError(
+                f"There is no room for '{path}' ({free:.1f} MB are free); make room or name "
+                "another folder."
+            ) from error
+        if isinstance(error, OSError) and str(error.filename) == str(part):
+            raise type(error)(
+                f"'{path}' cannot be written ({error.strerror}); name a folder that you may "
+                "write to."
+            ) from error
+        raise
+
+
+def write_text(path: str | Path, text: str, *, by_the_run: bool = False) -> None:
+    """Write a text file in UTF-8 by :func:`written_beside`."""
+    with written_beside(path, by_the_run=by_the_run) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def files_beside(folder: str | Path) -> Iterator[Path]:
+    """Write several files of a folder; they get their names when all of them are whole.
+
+    Files that the folder holds besides stay. Where it was not there, it is not there after a
+    failure either.
+
+    Yields:
+        An empty folder to write into.
+
+    Raises:
+        ValueError, OSError: see :func:`written_beside`.
+    """
+    folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    part = folder / f"part-{secrets.token_hex(4)}"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        written = sorted(part.iterdir())
+        for file in written:
+            check_not_of_a_run(folder / file.name)
+        for file in written:
+            with written_beside(folder / file.name) as target:
+                os.replace(file, target)
+        part.rmdir()
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError) and str(error.filename) in map(str, (part, *made)):
+            raise type(error)(
+                f"The folder '{folder}' cannot be written ({error.strerror}); name one that you "
+                "may write to."
+            ) from error
+        raise
+
+
+def is_of_a_run(folder: str | Path) -> bool:
+    """Whether a training run wrote this folder."""
+    return (Path(folder) / "last_checkpoint").exists()
+
+
+def check_not_of_a_run(path: Path) -> None:
+    """Check that writing ``path`` replaces nothing that a training run wrote.
+
+    Raises:
+        ValueError: it would.
+    """
+    run = path.exists() and is_of_a_run(path.parent)
+    if run and (path.name in OF_A_RUN or path.suffix == ".pth"):
+        raise ValueError(
+            f"'{path}' belongs to the training run in '{path.parent}'; name another file or folder."
+        )
+
+
+def _is_full(error, folder):
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # PyTorch's writers raise RuntimeErrors of their own.
+    with contextlib.suppress(OSError):
+        return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _ENOUGH
+    return False
