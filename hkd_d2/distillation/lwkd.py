@@ -1,6 +1,8 @@
 """LW-KD: a lightweight teacher of a made-up task gives the class logits soft targets."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -108,17 +110,32 @@ class LWKD(Term):
         return self.soft_targets[classes, picture]
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def glyph_logits(num_glyphs: int) -> torch.Tensor:
     """Train the classifier and let it judge :data:`POOL` fresh pictures of each class.
+
+    The result depends on nothing but ``num_glyphs``: the random state of the caller is neither used
+    nor moved, and one thread computes, since sums over more are rounded differently.
 
     Returns:
         Tensor: (num_glyphs + 1, POOL, num_glyphs + 1) float32.
     """
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        classifier = train_classifier(num_glyphs, generator)
     classes = torch.arange(num_glyphs + 1).repeat_interleave(POOL)
-    logits = classifier(draw_glyphs(classes, num_glyphs, generator))
+    # The layers are initialised from the global state first, then from the generator.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), one_thread():
+        classifier = train_classifier(num_glyphs, generator)
+        logits = classifier(draw_glyphs(classes, num_glyphs, generator)).detach()
     right = (logits.argmax(1) == classes).float().mean()
     logger.info(
         "LW-KD: a classifier of %d glyphs and the background is right about %.1f %% of fresh ones",
