@@ -10,8 +10,9 @@ import scipy.io
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from helpers.published_data import published_data
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 LABEL_NAMES = [
     "ignore",
@@ -99,9 +100,7 @@ def draw(visualize, tmp_path, capsys):
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder with the real files; skips where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is absent: the published annotation files are not here")
-    return SHARED
+    return published_data()
 
 
 def _write_cityscapes(root, split, scenes):

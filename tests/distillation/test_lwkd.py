@@ -64,6 +64,22 @@ def passed(logits, classes):
     return DetectorPass(images=None, features={}, sampled=[sampled], regions=regions)
 
 
+def test_targets_depend_on_neither_threads_nor_random_state(monkeypatch):
+    monkeypatch.setattr(glyphs, "STEPS", 20)
+    tables, threads = [], torch.get_num_threads()
+    for seed, count in ((1, 1), (2, 2)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        torch.set_num_threads(count)
+        try:
+            tables.append(train_glyph_logits(1))
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*tables)
+
+
 @pytest.mark.parametrize("classes", [1, 7, 100])
 def test_glyphs_have_as_many_classes_as_wanted(classes):
     patterns = glyphs.glyph_templates(classes)
@@ -191,9 +207,10 @@ def test_weight_zero_equals_plain_detectron2_bit_for_bit(student_cfg, alone, bui
 
 def test_the_student_learns_the_targets_and_leaves_a_plain_checkpoint(alone, build, tmp_path):
     model = build(alone)
-    record, _ = steps(model, [make_batch()] * 12, lr=0.02)
+    record, _ = steps(model, [make_batch()] * 20, lr=0.005)
     losses = [step[0]["loss_hkd_lwkd"].item() for step in record]
-    assert losses[-1] < 0.7 * losses[0]
+    # Of four seeds 0.58 to 0.63; 1.06 to 1.09 with a learning rate of 0.
+    assert sum(losses[-8:]) / 8 < 0.8 * losses[0]
     StudentCheckpointer(model, str(tmp_path)).save("model")
     file = torch.load(tmp_path / "model.pth", weights_only=True)
     assert list(file["model"]) == list(model.student.state_dict())
@@ -202,7 +219,7 @@ def test_the_student_learns_the_targets_and_leaves_a_plain_checkpoint(alone, bui
     state, state0 = again.terms.state_dict(), model.terms.state_dict()
     assert state.keys() == state0.keys()
     assert all(torch.equal(state[k], state0[k]) for k in state0)
-    assert state["lwkd.drawn"].sum() == 12 * 2 * 32
+    assert state["lwkd.drawn"].sum() == 20 * 2 * 32
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from helpers.published_data import CITYPERSONS, needs_citypersons
 from helpers.two_processes import run_in_two_processes
 from hkd_d2.evaluation import (
     PROTOCOLS,
@@ -22,7 +23,6 @@ from hkd_d2.evaluation import (
     load_ground_truth,
 )
 
-CITYPERSONS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "citypersons"
 NAME = "hkd_tiny_pedestrians"
 
 
@@ -306,9 +306,7 @@ def test_two_processes_score_as_one(dataset, tmp_path):
     assert json.loads((tmp_path / "rank1.json").read_text()) == {}
 
 
-@pytest.mark.skipif(
-    not CITYPERSONS.is_dir(), reason=f"the CityPersons files are not in {CITYPERSONS}"
-)
+@needs_citypersons
 def test_validation_set_survives_the_way_through_records():
     ground_truth = load_ground_truth(CITYPERSONS / "val_gt.json")
     by_image = {image["id"]: [] for image in ground_truth["images"]}

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.plain_miss_rate import plain_miss_rate
+from helpers.published_data import CITYPERSONS, needs_citypersons
 from hkd_d2.evaluation.miss_rate import (
     REFERENCE_FPPI,
     SETUPS,
@@ -21,8 +21,6 @@ from hkd_d2.evaluation.miss_rate import (
     load_ground_truth,
     select_setups,
 )
-
-CITYPERSONS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "citypersons"
 
 
 def person(image, box, vis=1.0, ignore=0, **more):
@@ -489,10 +487,6 @@ OFFICIAL_OTHER = {
 }
 MATLAB_SUBSET = (41.8603816, 33.0186545, 71.1378661, 55.9653976)
 
-needs_data = pytest.mark.skipif(
-    not CITYPERSONS.is_dir(), reason=f"the CityPersons files are not in {CITYPERSONS}"
-)
-
 
 def load(name):
     ground_truth = load_ground_truth(
@@ -501,7 +495,7 @@ def load(name):
     return ground_truth, load_detections(CITYPERSONS / name, ground_truth)
 
 
-@needs_data
+@needs_citypersons
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_scores(name):
     results = evaluate_miss_rate(*load(name))
@@ -513,14 +507,14 @@ def test_official_scores(name):
         assert [round(rate, 4) for rate in other] == list(OFFICIAL_OTHER[name])
 
 
-@needs_data
+@needs_citypersons
 def test_matlab_scores_of_a_subset():
     results = evaluate_miss_rate(*load(SUBSET), missing_point="matlab")
     rates = [round(results[setup].miss_rate, 7) for setup in OWN_SETUPS]
     assert rates == list(MATLAB_SUBSET)
 
 
-@needs_data
+@needs_citypersons
 def test_countable_boxes_of_the_validation_set():
     results = evaluate_miss_rate(load_ground_truth(CITYPERSONS / "val_gt.json"), [])
     assert [result.num_ground_truth for result in results.values()] == [

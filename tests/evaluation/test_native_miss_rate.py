@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hkd_d2
+from helpers.published_data import CITYPERSONS, needs_citypersons
 from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, load_detections, load_ground_truth
 from hkd_d2.evaluation import miss_rate as module
 
 ROOT = Path(__file__).resolve().parents[2]
-CITYPERSONS = ROOT / ".." / "shared" / "data" / "citypersons"
 
 
 def truth(people, images=(0, 1, 2)):
@@ -166,9 +166,7 @@ FILES = [
 ]
 
 
-@pytest.mark.skipif(
-    not CITYPERSONS.is_dir(), reason=f"the CityPersons files are not in {CITYPERSONS}"
-)
+@needs_citypersons
 @pytest.mark.parametrize("name", FILES)
 def test_on_published_files(name):
     subset = "sub20_gt.json" if "sub20" in name else "val_gt.json"
