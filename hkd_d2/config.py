@@ -12,19 +12,20 @@ distillation terms and the built-in datasets, so a tool needs nothing but::
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from hkd_d2.config_files import find_config
+
 
 def load_config(file: str | Path, options: Sequence = ()) -> CN:
     """Read a config file that the user names.
 
     Args:
-        file: YAML, with a ``_BASE_`` or without.
+        file: YAML, with a ``_BASE_`` or without; see :func:`find_config` for where it may lie.
         options: keys and values by turns, applied last.
 
     Returns:
@@ -33,11 +34,7 @@ def load_config(file: str | Path, options: Sequence = ()) -> CN:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(
-            f"The config file '{file}' does not exist; name one such as "
-            "configs/hkd_citypersons.yaml."
-        )
+    file = find_config(file)
     cfg = get_cfg()
     add_hkd_config(cfg)
     cfg.merge_from_file(str(file))

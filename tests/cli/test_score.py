@@ -1,4 +1,4 @@
-"""The command line tools/evaluate_miss_rate.py."""
+"""hkd score."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run(tmp_path):
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, str(ROOT / "tools" / "evaluate_miss_rate.py"), *arguments],
+            [sys.executable, "-m", "hkd_d2", "score", *arguments],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -137,18 +137,22 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, arguments, message):
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
-    assert done.stderr.startswith("evaluate_miss_rate: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("hkd score: ") and done.stderr.count("\n") == 1
 
 
-def test_needs_neither_torch_nor_detectron2():
+def test_needs_numpy_alone(run, tmp_path):
     code = (
-        "import sys; sys.modules.update(torch=None, detectron2=None, pycocotools=None); "
-        "import hkd_d2.evaluation as e; print(e.evaluate_miss_rate.__name__)"
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'detectron2', 'cv2', "
+        "'matplotlib', 'pycocotools', 'scipy', 'tqdm'])); "
+        f"sys.argv = ['evaluate_miss_rate.py', 'gt.json', 'found.json', '--json']; "
+        f"runpy.run_path({str(ROOT / 'tools' / 'evaluate_miss_rate.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "evaluate_miss_rate", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(run("gt.json", "found.json", "--json").stdout)
