@@ -5,6 +5,7 @@ hkd_d2._C_cuda   operators, CUDA kernels: *.cu, *_cuda.cpp and cuda_module.cpp
 hkd_d2._native   what is not a tensor operator, by pybind11: needs no PyTorch
 
     pip install --no-build-isolation -e .    with PyTorch already in the environment
+    python setup.py build_ext --inplace      compiles again what changed
 
 DEBUG=1          warnings are errors, with debug symbols
 SANITIZE=1       under AddressSanitizer and UndefinedBehaviorSanitizer (tools/sanitize.sh)
@@ -164,7 +165,15 @@ def extensions():
 
 
 class Build(BuildExtension):
-    """PyTorch's build, which says first what it lacks."""
+    """PyTorch's build, which says first what it lacks, and keeps what it compiled."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.editable_mode:
+            # setuptools compiles in a temporary folder here. In the usual one, the next
+            # `setup.py build_ext --inplace` finds the objects and compiles what changed alone.
+            name = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+            self.build_temp = os.path.join("build", name)
 
     def build_extensions(self):
         compiler = os.environ.get("CXX", "c++").split()[0]

@@ -19,7 +19,8 @@ SANITIZE=1 HKD_NO_CUDA=1 "$PYTHON" setup.py build_ext --inplace >build.log || { 
 # The runtime has to be there before Python allocates, and the C++ library before the runtime looks
 # for its exceptions. Python itself leaks by design.
 cxx=${CXX:-c++}
-export LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
+LD_PRELOAD="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
+export LD_PRELOAD
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 "$PYTHON" - <<'END'

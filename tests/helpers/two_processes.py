@@ -1,23 +1,22 @@
 """Runs a function in two processes that make one gloo group."""
 
 import os
-import socket
+import tempfile
 
 import torch
 
 
 def run_in_two_processes(function, *args):
     """Call ``function(rank, *args)`` as rank 0 and rank 1; raise what one of them raises."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, function, args), nprocs=2)
+    # They meet at a file: a port that was free a moment ago may be another test's by then.
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (f"{folder}/group", function, args), nprocs=2)
 
 
-def _rank(rank, port, function, args):
+def _rank(rank, file, function, args):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
     )
     function(rank, *args)
     torch.distributed.barrier()
