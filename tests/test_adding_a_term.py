@@ -9,9 +9,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, save_teacher, small_config
 from helpers.training_steps import steps
 from hkd_d2.distillation.term import TERM_REGISTRY
+
+pytestmark = rule("The documents' example of a new term trains")
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "adding_a_term.md"
 

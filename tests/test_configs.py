@@ -7,6 +7,7 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from helpers.rules import rule
 from hkd_d2.config import add_hkd_config
 from hkd_d2.distillation.term import check_same_anchors
 from hkd_d2.modeling.stages import detector_spec
@@ -44,6 +45,7 @@ def teacher():
     return build("teacher_citypersons.yaml")
 
 
+@rule("A student is at least six times smaller than its teacher")
 @pytest.mark.parametrize("name", ["student_citypersons", "student_mobilenetv3_citypersons"])
 def test_students_are_six_times_smaller(teacher, name):
     heavy = sum(p.numel() for p in teacher.parameters())
@@ -72,6 +74,7 @@ def test_anchors_have_pedestrian_heights(teacher):
     assert steps == pytest.approx([2 ** (1 / 3)] * 14, rel=5e-3)
 
 
+@rule("A student is at least six times smaller than its teacher")
 @pytest.mark.parametrize("kind, anchors", [("retinanet", 3), ("fcos", 1)])
 def test_one_stage_pairs(kind, anchors):
     """Six times smaller, and anchor by anchor comparable."""
@@ -150,6 +153,7 @@ def test_presets_of_hsakd_differ_in_how_the_heads_learn():
     assert online.HKD == offline.HKD
 
 
+@rule("A method's preset trains small detectors")
 @pytest.mark.parametrize("method", FEATURE_PRESETS)
 def test_presets_of_feature_methods(method):
     alone = load(CONFIGS / "student_citypersons.yaml")

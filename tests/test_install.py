@@ -13,6 +13,7 @@ import torch
 from setuptools import Distribution
 
 import hkd_d2
+from helpers.rules import rule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,6 +112,7 @@ def test_cuda_kernels_are_built_where_they_can_be(
         assert module.cuda_toolkit() == expected
 
 
+@rule("Every source file is in a module that is built")
 @pytest.mark.parametrize(
     "toolkit, architectures",
     [((12, 6), "8.0;9.0+PTX"), ((13, 0), "8.0;9.0;10.0;12.0+PTX")],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
@@ -43,6 +44,7 @@ def check_trains(model, terms, batches):
         assert parameter.grad is not None, name
 
 
+@rule("A method's preset trains small detectors")
 @pytest.mark.parametrize(
     "name, terms",
     [
@@ -57,6 +59,7 @@ def test_two_stage_presets_train(name, terms, teacher_files, build):
     check_trains(model, terms, [make_batch(seed=s) for s in range(3)])
 
 
+@rule("A method's preset trains small detectors")
 @pytest.mark.parametrize("convs", [1, 2])
 def test_crosskd_trains(convs, tmp_path, build):
     configs = [one_stage_config("RetinaNet", *size) for size in ((16, 0.25), (32, 0.5))]
@@ -66,6 +69,7 @@ def test_crosskd_trains(convs, tmp_path, build):
     check_trains(build(cfg), ["crosskd"], [make_batch(True, seed=s) for s in range(3)])
 
 
+@rule("HKD.STUDENT.LOSS_WEIGHTS scales the losses that it names and no other")
 def test_chen_scales_the_students_hard_losses(teacher_files, build):
     """mu halves the two classifiers' hard losses and nothing else."""
     cfg = on_small_detectors("chen2017", teacher_files)
@@ -104,6 +108,7 @@ def test_presets_train_the_students_own_config(name, student):
     assert distilled.INPUT == alone.INPUT and distilled.HKD.BACKBONE == alone.HKD.BACKBONE
 
 
+@rule("A published method has its own normaliser and weight, by hand")
 def test_published_weights():
     """What each publication says, and what it does not, stands in the comment of its file."""
     mimic = preset("mimic").HKD.REGION

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.rules import rule
 from hkd_d2.evaluation.miss_rate import SETUPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, arguments, message):
     assert done.stderr.startswith("hkd score: ") and done.stderr.count("\n") == 1
 
 
+@rule("The miss rate needs NumPy alone")
 def test_needs_numpy_alone(run, tmp_path):
     code = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'detectron2', 'cv2', "

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from cuda_emulator import cuda_sources
+from helpers.rules import rule
+
+pytestmark = rule("nvcc warns of nothing, spills nothing and stays within kernel_budgets.txt")
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 BUDGETS = Path(__file__).with_name("kernel_budgets.txt")

@@ -9,6 +9,9 @@ import sys
 import pytest
 
 from cuda_emulator import cuda_sources
+from helpers.rules import rule
+
+pytestmark = rule("The CUDA module loads without a GPU")
 
 BUILD = """
 import sys

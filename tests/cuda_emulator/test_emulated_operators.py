@@ -9,6 +9,11 @@ import sys
 import pytest
 
 from cuda_emulator import cuda_sources
+from helpers.rules import rule
+
+pytestmark = rule(
+    "CUDA kernels pass the CPU kernels' tests in an emulator, which sees every dropped barrier"
+)
 
 # Test files whose operators have CUDA kernels.
 FILES = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import (
     SAMPLES,
     child,
@@ -183,6 +184,7 @@ class Parsed(Exception):
     pass
 
 
+@rule("Nothing is parsed twice: the cache gives the same bits, and any changed source is seen")
 def test_every_data_set_is_parsed_once(data_set, refuse_to_parse, monkeypatch):
     _, root, _, load = data_set
     parsed = load()
@@ -194,6 +196,7 @@ def test_every_data_set_is_parsed_once(data_set, refuse_to_parse, monkeypatch):
     assert repr(load(root.name)) == repr(parsed)
 
 
+@rule("Nothing is parsed twice: the cache gives the same bits, and any changed source is seen")
 def test_every_changed_source_is_seen(data_set, refuse_to_parse):
     form, root, _, load = data_set
     records = load()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import jpeg, write_bbgt, write_caltech_new, write_seq, write_vbb
 from hkd_d2.data.datasets.caltech import load_caltech, read_vbb
 
@@ -39,6 +40,7 @@ def prepare():
     return runpy.run_path(str(TOOLS / "prepare_data.py"))["main"]
 
 
+@rule("Caltech is read by its toolbox's rules")
 def test_old_annotations(tmp_path):
     write_videos(tmp_path, range(6, 11))
     records = load_caltech(str(tmp_path), "test", check_images=False)
@@ -81,6 +83,7 @@ def test_training_frames(tmp_path):
     assert every_3rd[8]["annotations"] == []  # not frame 29 of the file, counted from 1
 
 
+@rule("Caltech is read by its toolbox's rules")
 def test_new_annotations(tmp_path):
     rows = [
         "person 201 101 20 50 1 201 101 20 25 0 0",  # half visible
@@ -104,6 +107,7 @@ def test_new_annotations(tmp_path):
     assert found[6]["label"] == "person?"
 
 
+@rule("Caltech is read by its toolbox's rules")
 def test_two_ground_truths_of_the_test_set(tmp_path):
     # Pixels counted from 1: the border is 5 <= x, x + w <= 635, 5 <= y, y + h <= 475.
     corners = [(5, 5), (4, 5), (5, 4), (615, 425), (616, 425), (615, 426), (300, 200)]
@@ -122,6 +126,7 @@ def test_two_ground_truths_of_the_test_set(tmp_path):
 # ------------------------------------------------------------------ extraction of the frames
 
 
+@rule("Frames come out of .seq videos byte by byte")
 @pytest.mark.parametrize("where", [".", "videos"])
 def test_frames_are_extracted_byte_by_byte(tmp_path, prepare, capsys, where, draw):
     write_videos(tmp_path, range(6, 11), where)

@@ -9,7 +9,12 @@ import pytest
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from helpers.rules import rule
 from hkd_d2.data.crops import Crop, cut, overlap, plan_crops, write_crops
+
+pytestmark = rule(
+    "No annotated row is in a crop of the background, and crops depend on the seed alone"
+)
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "crop_dataset.py"
 OPTIONS = {

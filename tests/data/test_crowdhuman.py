@@ -3,10 +3,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from helpers.rules import rule
 from helpers.small_datasets import person, write_crowdhuman, write_text
 from hkd_d2.data.datasets.crowdhuman import load_crowdhuman
 
 
+@rule("Each data set's own rule says what is ignored, and no ignored row is lost")
 def test_rows(tmp_path):
     # IDs have commas, full boxes leave the image, the keys of extra and head_attr are optional.
     rows = [

@@ -3,12 +3,14 @@ import json
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import child, write_eurocity
 from hkd_d2.data.datasets.eurocity import load_eurocity
 
 IMAGE = "basel/basel_00000"
 
 
+@rule("Each data set's own rule says what is ignored, and no ignored row is lost")
 def test_rows(tmp_path):
     bicycle = child("bicycle", 60, 50, 90, 80)
     companion = child("co-rider", 62, 30, 80, 70)

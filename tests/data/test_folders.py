@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 
+from helpers.rules import rule
 from helpers.small_datasets import SAMPLES
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import load_coco
 from hkd_d2.data.datasets.register import FOLDERS
+
+pytestmark = rule("Every format goes through the checker, the picture and COCO JSON")
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -69,6 +72,7 @@ def test_missing_split(sample, other):
         load(str(root), other)
 
 
+@rule("Nothing is parsed twice: the cache gives the same bits, and any changed source is seen")
 def test_missing_image(sample):
     form, root, split, load = sample
     records = load(str(root), split)

@@ -4,8 +4,11 @@ import shutil
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import write_bbgt, write_image, write_kaist, write_text
 from hkd_d2.data.datasets.kaist import load_kaist
+
+pytestmark = rule("KAIST is read by its toolbox's rules")
 
 ROWS = [
     "person 20 30 30 60 2 20 30 30 15 0 0",

@@ -16,6 +16,7 @@ from helpers.pseudo_labelled import (
     semi_supervised_config,
     write_images,
 )
+from helpers.rules import rule
 from helpers.two_processes import run_in_two_processes
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import register_datasets
@@ -52,6 +53,7 @@ def pools(cfg):
     return pool_sets(cfg, labelled_sets(cfg))
 
 
+@rule("Every batch holds the ratio of labelled and pseudo-labelled images")
 @pytest.mark.parametrize(("workers", "batch"), [(0, 4), (2, 2)])
 def test_every_batch_holds_the_ratio(cfg, workers, batch):
     cfg.DATALOADER.NUM_WORKERS = workers
@@ -104,6 +106,7 @@ def one_rank(rank, cfg, path):
     torch.save(found, f"{path}.{rank}")
 
 
+@rule("Every batch holds the ratio of labelled and pseudo-labelled images")
 @pytest.mark.parametrize("batch", [2, 4])
 def test_two_processes_have_other_images_and_the_ratio(cfg, tmp_path, batch):
     cfg.SOLVER.IMS_PER_BATCH = batch  # of both

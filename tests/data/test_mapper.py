@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from helpers.rules import rule
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data import PedestrianMapper
 
@@ -57,6 +58,7 @@ def mapper(*augmentations, min_height=0, min_visibility=0.0):
     )
 
 
+@rule("Without ignore rows the mapper equals Detectron2's")
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("whole_numbers", [False, True])
 def test_equals_detectron2_without_ignore_rows(record, crop, whole_numbers):

@@ -1,6 +1,7 @@
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import write_mot, write_text
 from hkd_d2.data.datasets.mot17 import load_mot17
 from hkd_d2.data.datasets.mot20 import load_mot20
@@ -11,6 +12,7 @@ def classes(flag=1):
     return [(1, label, 10 * label, 11, 7, 20, flag, label, 0.25) for label in range(1, 14)]
 
 
+@rule("Each data set's own rule says what is ignored, and no ignored row is lost")
 def test_rows(tmp_path):
     write_mot(tmp_path, "MOT17-02-FRCNN", 3, [(3, 9, 1, 1, 8.5, 9, 1, 1, 1), *classes()])
     records = load_mot17(str(tmp_path), "train")

@@ -1,7 +1,10 @@
 import pytest
 
+from helpers.rules import rule
 from helpers.small_datasets import jpeg, write_seq
 from hkd_d2.data.datasets.norpix import NorpixSequence
+
+pytestmark = rule("Frames come out of .seq videos byte by byte")
 
 FRAMES = [jpeg(grey, (48, 64)) for grey in (0, 80, 160, 240)]
 

@@ -1,10 +1,12 @@
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import write_pennfudan
 from hkd_d2.data.datasets.pennfudan import load_pennfudan
 
 
+@rule("Each data set's own rule says what is ignored, and no ignored row is lost")
 def test_rows(tmp_path):
     write_pennfudan(
         tmp_path, {"PennPed00001": [(1, 1, 160, 120)], "FudanPed00001": [(21, 31, 50, 90)] * 2}

@@ -8,6 +8,7 @@ import pytest
 from detectron2.structures import BoxMode
 
 from helpers.pseudo_labelled import POOL_BOX_XYWH, pool_of, write_images
+from helpers.rules import rule
 from hkd_d2.data.pseudo_labels import (
     FORMAT,
     check_pool_teacher,
@@ -16,6 +17,8 @@ from hkd_d2.data.pseudo_labels import (
     read_pool,
     write_pool,
 )
+
+pytestmark = rule("Pseudo-labels are what Detectron2 detects")
 
 
 @pytest.fixture

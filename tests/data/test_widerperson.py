@@ -1,12 +1,14 @@
 import pytest
 from detectron2.structures import BoxMode
 
+from helpers.rules import rule
 from helpers.small_datasets import write_text, write_widerperson
 from hkd_d2.data.datasets.widerperson import load_widerperson
 
 ROWS = [(label, 10 * label, 5, 10 * label + 7, 25) for label in (1, 2, 3, 4, 5)]
 
 
+@rule("Each data set's own rule says what is ignored, and no ignored row is lost")
 @pytest.mark.parametrize(
     ("split", "ignore"), [("train", [0, 1, 1, 1, 1]), ("train_persons", [0, 0, 0, 1, 1])]
 )

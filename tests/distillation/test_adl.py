@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, ImageList
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from helpers.training_steps import steps
 from hkd_d2.distillation import build_terms
@@ -66,6 +67,7 @@ def logit(q):
     return math.log(q / (1 - q))
 
 
+@rule("ADL gives the released code's values and the paper's, finite for a certain teacher")
 @pytest.mark.parametrize(
     "x, q, outer, loss, slope",
     [  # gamma 2, alpha 0.5, beta_c 0: the released form, its gradient, and the paper's form
@@ -115,6 +117,7 @@ def test_sum_over_anchors_and_classes_by_the_teachers_mass():
     assert found.item() == pytest.approx((losses[counted].sum() / mass).item(), rel=1e-5)
 
 
+@rule("ADL gives the released code's values and the paper's, finite for a certain teacher")
 @pytest.mark.parametrize("outer", ["bce", "kl"])
 def test_a_teacher_that_is_sure(outer):
     """Probabilities of exactly 0 and 1 give finite losses and slopes."""
@@ -150,6 +153,7 @@ def test_no_labelled_anchor_gives_zero_with_a_gradient():
     assert loss.item() == 0 and (x.grad == 0).all()
 
 
+@rule("Dense heads are compared on the same anchors or refused")
 @pytest.mark.parametrize(
     "teacher, sentence",
     [

@@ -10,6 +10,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.crosskd import align_statistics
@@ -185,6 +186,7 @@ def passes_of(model):
     return seen["student"], seen["teacher"], losses
 
 
+@rule("CrossKD's gradient passes the teacher's frozen head into the student's first layers")
 @pytest.mark.parametrize("norm", ["", "BN"])
 @pytest.mark.parametrize("reused", [0, 1, 2])
 def test_the_tap_and_the_way_on(pair, reused, norm):
@@ -217,6 +219,7 @@ def test_the_tap_and_the_way_on(pair, reused, norm):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@rule("CrossKD's gradient passes the teacher's frozen head into the student's first layers")
 def test_gradient_goes_through_the_teachers_head_into_the_students_first_layers(pair):
     model = pair(1)
     teacher = model.teacher.model
@@ -260,6 +263,7 @@ def test_needs_name_the_tap():
     assert reused_convs(frozenset({"features", "dense"})) is None
 
 
+@rule("Dense heads are compared on the same anchors or refused")
 @pytest.mark.parametrize(
     "teacher, options, sentence",
     [

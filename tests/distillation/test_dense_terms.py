@@ -9,10 +9,15 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.structures import Boxes, ImageList, Instances
 from torchvision.ops import roi_align
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
 from hkd_d2.distillation.term import DenseSpec, DetectorSpec
+
+pytestmark = rule(
+    "Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums"
+)
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 
@@ -126,6 +131,7 @@ def test_no_object_gives_no_box_loss_and_a_gradient():
 ROWS = torch.tensor([[8.0, 8, 40, 80], [30, 10, 50, 60], [0, 0, 128, 128]])
 
 
+@rule("Levels are matched by stride, between two-stage and one-stage detectors too")
 @pytest.mark.parametrize("boxes", ["gt", "teacher", "sampled"])
 def test_region_on_the_common_levels_equals_pooling_by_torchvision(boxes):
     """A two-stage network (p2 to p5) and a one-stage one (p3 to p7) meet on strides 8, 16, 32."""

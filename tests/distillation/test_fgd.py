@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import Targets
 from hkd_d2.distillation.fgd import GlobalContext
 from hkd_d2.distillation.masks import focal_weights
+
+pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
 PARTS = ("FOREGROUND_WEIGHT", "BACKGROUND_WEIGHT", "ATTENTION_WEIGHT", "RELATION_WEIGHT")
 

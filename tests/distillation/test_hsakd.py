@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, small_config
 from helpers.small_maps import NOTHING, spec
 from helpers.training_steps import plain_in_channels_last, steps
@@ -21,6 +22,7 @@ from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 
+@rule("Boxes turn with the pixels, exactly")
 @pytest.mark.parametrize("turns", range(5))
 def test_boxes_turn_with_the_pixels(turns):
     """The box of the painted pixels, found in the turned image."""
@@ -145,6 +147,7 @@ def test_both_phases_by_a_composition_of_their_own(turned):
     assert teacher.features["p2"].grad is None and student.features["p2"].grad.any()
 
 
+@rule("Mutual heads learn from labels and from each other as from constants")
 def test_the_mutual_form_by_a_composition_of_its_own():
     """Both sides' labels and both divergences; each learns from the other as from a constant."""
     torch.manual_seed(6)
@@ -210,6 +213,7 @@ def draws(hsakd, number):
     return seen
 
 
+@rule("A term that draws random numbers has a generator of its own, saved with it")
 def test_turns_are_drawn_by_the_terms_own_generator_and_saved_with_it():
     hsakd = term()
     draws(hsakd, 2)
@@ -251,6 +255,7 @@ def hsakd_cfg(hkd_cfg):
     return hkd_cfg
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 @pytest.mark.parametrize(
     "norm, channels_last, mutual", [("GN", False, False), ("BN", True, False), ("BN", False, True)]
 )
@@ -278,6 +283,7 @@ def test_weight_zero_equals_plain_detectron2_bit_for_bit(
     assert all(torch.equal(state[k], state0[k]) for k in state0)
 
 
+@rule("HSAKD's teacher heads move in their phase and never after")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_teachers_heads_learn_in_their_phase_and_never_after(hsakd_cfg, build, optimizer):
     hsakd_cfg.HKD.SOLVER.OPTIMIZER = optimizer

@@ -9,10 +9,13 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, RegionOutputs, Targets
 from hkd_d2.distillation.term import DENSE, PREDICTIONS, DenseSpec, DetectorSpec
+
+pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 
@@ -225,6 +228,7 @@ def test_what_the_teacher_is_asked_for():
     logit("rpn_cross_entropy", teacher=spec(classes=80))
 
 
+@rule("Dense heads are compared on the same anchors or refused")
 @pytest.mark.parametrize(
     "options, sentence",
     [

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, small_config
 from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation import build_terms, glyphs, lwkd
@@ -64,6 +65,7 @@ def passed(logits, classes):
     return DetectorPass(images=None, features={}, sampled=[sampled], regions=regions)
 
 
+@rule("What a term learns from does not depend on threads or on the caller's random state")
 def test_targets_depend_on_neither_threads_nor_random_state(monkeypatch):
     monkeypatch.setattr(glyphs, "STEPS", 20)
     tables, threads = [], torch.get_num_threads()
@@ -191,6 +193,7 @@ def alone(student_cfg):
     return cfg
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 def test_weight_zero_equals_plain_detectron2_bit_for_bit(student_cfg, alone, build):
     alone.HKD.LWKD.WEIGHT = 0.0
     batches = [make_batch(seed=s) for s in range(3)]

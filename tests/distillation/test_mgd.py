@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
 from hkd_d2.distillation import build_terms
+
+pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
 
 def build(student=None, teacher=None, seed=3, **options):
@@ -79,6 +82,7 @@ def masks(term, number):
     return torch.stack(drawn)
 
 
+@rule("A term that draws random numbers has a generator of its own, saved with it")
 def test_random_numbers_are_the_terms_own_and_saved_with_it(monkeypatch):
     state = torch.get_rng_state()
     term = build()

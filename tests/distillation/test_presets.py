@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch
 from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
@@ -31,6 +32,7 @@ def preset_cfg(request, hkd_cfg):
     return use_preset(hkd_cfg, request.param)
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 def test_weight_zero_equals_plain_detectron2_bit_for_bit(student_cfg, preset_cfg, build):
     preset_cfg.HKD.POOLER, preset_cfg.HKD.CHANNELS_LAST = "torchvision", False
     for name in preset_cfg.HKD.TERMS:
@@ -50,6 +52,7 @@ def test_weight_zero_equals_plain_detectron2_bit_for_bit(student_cfg, preset_cfg
     assert all(torch.equal(v, state0[k]) for k, v in distilled.state_dict().items())
 
 
+@rule("A method's preset trains small detectors")
 def test_three_steps_train_the_student_and_the_terms(preset_cfg, build):
     preset_cfg.HKD.GRADIENT_SHARE_PERIOD = 1
     model = build(preset_cfg)
@@ -66,6 +69,7 @@ def test_three_steps_train_the_student_and_the_terms(preset_cfg, build):
     assert not all(map(torch.equal, model.terms.parameters(), before))
 
 
+@rule("Nothing to compare gives 0 with a gradient")
 def test_a_batch_without_objects_gives_every_parameter_a_gradient(preset_cfg, build):
     """Distributed training waits for each."""
     model = build(preset_cfg)

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import Targets
+
+pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
 
 def build(student=None, teacher=None, **options):

@@ -7,6 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
@@ -53,6 +54,7 @@ def passed(features, **kwargs):
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 
 
+@rule("Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums")
 def test_pyramid_by_hand():
     # p2: 1 x 2 x 2 x 4, every difference 1 -> mean 1; p3: 1 x 2 x 1 x 2, differences 3 -> mean 9
     # mean over levels: (1 + 9) / 2 = 5
@@ -93,6 +95,7 @@ def test_pyramid_masks_leave_ignore_regions_out():
     assert loss.item() == pytest.approx(3.25 / 2.5 / 2)
 
 
+@rule("Levels are matched by stride, between two-stage and one-stage detectors too")
 def test_levels_are_matched_by_stride_with_adapters():
     student = spec(channels=2)
     teacher = spec(channels=3, levels=("q1", "q2", "q3"), strides=(2, 4, 8))
@@ -139,6 +142,7 @@ def test_region_on_sampled_boxes(distance):
     assert normalised.item() == pytest.approx(expected, rel=1e-4)
 
 
+@rule("A published method has its own normaliser and weight, by hand")
 def test_mimic_by_hand():
     """Half the mean over two boxes, two channels and four bins, on the teacher's proposals."""
     # One cell a bin on constant maps: differences 1 (channel 0) and 3 (channel 1), so the mean of
@@ -198,6 +202,7 @@ def sampled(classes, boxes=None, truth=None):
     return [instances]
 
 
+@rule("Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums")
 def test_logit_parts_by_composition():
     s, t = regions(4), regions(4, seed=1)
     rows = sampled([0, 1, 0, 1], truth=torch.tensor([[1.0, 2, 12, 25]]).repeat(4, 1))
@@ -281,6 +286,7 @@ def test_class_map_picks_the_teachers_columns():
     assert term(ours, theirs, NOTHING).item() == pytest.approx(0, abs=1e-6)
 
 
+@rule("Nothing to compare gives 0 with a gradient")
 def test_no_boxes_give_zero_with_a_gradient():
     empty = regions(0)
     empty.pooled.requires_grad_()
@@ -317,6 +323,7 @@ def test_wrong_options(term, options, sentence):
         build(term, **options)
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_pairs_that_do_not_fit():
     with pytest.raises(ValueError, match="level 'p3' has stride 8, which no level of the teacher"):
         build("pyramid", teacher=spec(levels=("p2", "p4"), strides=(4, 16)))

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch
 from helpers.two_processes import run_in_two_processes
 
@@ -57,6 +58,7 @@ def one_rank(rank, cfg, batches, path):
     torch.save([p.detach() for p in detector.parameters()], f"{path}.{rank}")
 
 
+@rule("Two processes equal one on the doubled batch")
 @pytest.mark.parametrize(
     "terms, mutual",
     [(["pyramid", "region", "logit"], False), (["hsakd"], False), (["hsakd"], True)],

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets import check_records, register_datasets
@@ -58,6 +59,7 @@ def train(cfg):
     return trainer.train()
 
 
+@rule("Every one-stage config trains, and the plain config reads the result")
 @pytest.mark.parametrize(
     "kind, presets",
     [
@@ -129,6 +131,7 @@ def test_more_classes_than_the_head_has():
         preflight.check_labels(one_stage_config("RetinaNet"), model, data)
 
 
+@rule("The checks before a run leave no trace in it")
 @pytest.mark.parametrize("architecture", ["RetinaNet", "FCOS", "IgnoreAwareFCOS"])
 def test_checks_leave_no_trace(tmp_path, architecture):
     cfg = one_stage_config(architecture)

@@ -15,6 +15,7 @@ from detectron2.modeling import RetinaNet, build_model
 from detectron2.utils.events import EventStorage
 
 from helpers.pseudo_labelled import write_images, write_labelled
+from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data import PedestrianMapper
@@ -62,6 +63,7 @@ def cfg(teacher, tmp_path):
     return cfg
 
 
+@rule("Pseudo-labels are what Detectron2 detects")
 def test_a_pool_holds_what_detectron2_detects(cfg, teacher):
     pool = read_pool(cfg.HKD.DATA.PSEUDO[0])
     assert pool.info["teacher_sha256"] == file_sha256(teacher[1])
@@ -119,6 +121,7 @@ def recorded(batches, seen):
         yield batch
 
 
+@rule("Every batch holds the ratio of labelled and pseudo-labelled images")
 def test_a_resumed_run_goes_on_with_the_mixture(cfg, tmp_path):
     whole = run(cfg)
     assert whole.seen == [[False, True]] * 6
@@ -128,6 +131,7 @@ def test_a_resumed_run_goes_on_with_the_mixture(cfg, tmp_path):
     assert resumed.seen == [[False, True]] * 3
 
 
+@rule("ADL leaves out the undecided anchors and no other, on either kind of image")
 def test_adl_counts_every_anchor_that_the_labels_decide(cfg):
     """On pool images as on others: all but those between the matcher's thresholds."""
     cfg.HKD.DATA.MIN_HEIGHT = 0  # no ignore rows, so that Detectron2's labels are the labels
@@ -164,6 +168,7 @@ def test_adl_counts_every_anchor_that_the_labels_decide(cfg):
         )
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_what_does_not_fit_stops_the_run_before_the_first_step(cfg, tmp_path):
     (path,) = cfg.HKD.DATA.PSEUDO
     cfg.HKD.DATA.PSEUDO = [path, path]

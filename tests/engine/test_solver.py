@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.rules import rule
 from hkd_d2.engine.preflight import check_optimizer
 from hkd_d2.engine.solver import build_optimizer, parameter_families
 
@@ -40,6 +41,7 @@ def test_optimizers(hkd_cfg, build, name, kind):
         build_optimizer(hkd_cfg, model)
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_a_parameter_outside_the_optimizer_is_found(hkd_cfg, build):
     model = build(hkd_cfg)
     optimizer = build_optimizer(hkd_cfg, model.student)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import lwkd
 from hkd_d2.engine import Trainer, preflight
@@ -70,6 +71,7 @@ def run(cfg, resume=False):
     return trainer, trainer.train()
 
 
+@rule("A student's checkpoint is a plain checkpoint, without teacher or terms")
 def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_path):
     trainable.HKD.EVALUATION.TEACHER = True
     trainable.SOLVER.CHECKPOINT_PERIOD = 1000
@@ -98,6 +100,7 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
     )
 
 
+@rule("A resumed run continues as if it had not been interrupted, adapters included")
 @pytest.mark.parametrize("term", [None, "hsakd", "lwkd", "osakd"])
 def test_a_resumed_run_equals_the_uninterrupted_one(term, trainable, tmp_path, monkeypatch):
     if term is not None:
@@ -154,6 +157,7 @@ def test_a_run_without_terms_cannot_be_resumed_with_them(trainable, tmp_path):
         run(trainable, resume=True)
 
 
+@rule("The checks before a run leave no trace in it")
 def test_checks_leave_no_trace(trainable):
     from detectron2.modeling import build_model
 
@@ -176,6 +180,7 @@ def test_checks_leave_no_trace(trainable):
     assert all(p.grad is None for p in model.parameters())
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_a_dead_term_stops_the_run(trainable):
     model = Trainer.build_model(trainable)
     for parameter in model.student.parameters():
@@ -188,12 +193,14 @@ def test_a_dead_term_stops_the_run(trainable):
         preflight.check_terms(model)
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_ignore_rows_need_heads_that_know_them(trainable):
     trainable.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     with pytest.raises(ValueError, match="5 boxes to be ignored.*IgnoreAwareROIHeads"):
         Trainer(trainable)
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 def test_more_classes_than_the_heads_have(trainable, tmp_path):
     file = tmp_path / "data/annotations.json"
     content = json.loads(file.read_text())
@@ -204,6 +211,7 @@ def test_more_classes_than_the_heads_have(trainable, tmp_path):
         Trainer(trainable)
 
 
+@rule("What cannot work stops the run before its first step, with one sentence")
 @pytest.mark.parametrize("harm", ["cut", "corrupt", "text", "missing", "size"])
 def test_broken_images_stop_the_run_before_the_first_step(trainable, tmp_path, harm):
     image = tmp_path / "data/images/002.png"

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from helpers.rules import rule
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, match_setup
 from hkd_d2.evaluation.analysis import HEIGHT_EDGES, analyze_errors, calibrate
 
@@ -101,6 +102,7 @@ def test_without_the_category_nobody_counts():
     assert not len(match_setup(ground_truth, DETECTIONS, EVERYONE).pedestrian)
 
 
+@rule("Errors are counted on the evaluator's own matching")
 @pytest.mark.parametrize("setup", list(SETUPS))
 def test_matches_give_the_evaluators_curve(setup):
     rng = np.random.default_rng(5)

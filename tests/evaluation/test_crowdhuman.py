@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.plain_crowdhuman import plain_crowdhuman
+from helpers.rules import rule
 from hkd_d2.evaluation import PROTOCOLS, evaluate_crowdhuman
+
+pytestmark = rule("CrowdHuman's three scores equal those by hand and by plain Python")
 
 CROWDHUMAN = PROTOCOLS["crowdhuman"]
 BOX = (100, 100, 40, 100)

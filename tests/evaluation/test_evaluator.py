@@ -13,6 +13,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from helpers.published_data import CITYPERSONS, needs_citypersons
+from helpers.rules import rule
 from helpers.two_processes import run_in_two_processes
 from hkd_d2.evaluation import (
     PROTOCOLS,
@@ -161,6 +162,7 @@ def test_setups_and_rule_are_passed_on(dataset, tmp_path):
     assert written["setups"]["heavy"]["reference_miss"] == [1] * 6 + [0] * 3
 
 
+@rule("Reports name protocol and rules")
 @pytest.mark.parametrize("name", ["citypersons", "caltech"])
 def test_the_report_says_protocol_and_rules(dataset, tmp_path, caplog, name):
     caplog.set_level(logging.INFO)

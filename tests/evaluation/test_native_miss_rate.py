@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 
 import hkd_d2
 from helpers.published_data import CITYPERSONS, needs_citypersons
+from helpers.rules import rule
 from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import SETUPS, Setup, evaluate_miss_rate, load_detections, load_ground_truth
 from hkd_d2.evaluation import miss_rate as module
+
+pytestmark = rule(
+    "The compiled miss rate equals the reference to the last bit and refuses rows in the same words"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

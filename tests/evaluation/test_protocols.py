@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.plain_miss_rate import plain_protocol_miss_rate
+from helpers.rules import rule
 from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import (
     CITYPERSONS,
@@ -21,6 +22,8 @@ from hkd_d2.evaluation import (
     match_setup,
     select_protocol,
 )
+
+pytestmark = rule("A benchmark's rules are switches of a protocol, the same compiled and in NumPy")
 
 MISS_RATE = [protocol for protocol in PROTOCOLS.values() if isinstance(protocol, Protocol)]
 NEAR = {"near": Setup((50, 75))}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from helpers.rules import rule
 from hkd_d2.evaluation import load_ground_truth
 from hkd_d2.evaluation.result_files import (
     read_caltech,
@@ -17,6 +18,8 @@ from hkd_d2.evaluation.result_files import (
     write_coco,
     write_crowdhuman,
 )
+
+pytestmark = rule("Result files survive a round trip, and a bad row is named")
 
 
 def truth(*names):

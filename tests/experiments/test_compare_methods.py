@@ -12,6 +12,11 @@ from PIL import Image
 
 from experiments.methods import FAMILIES, plan_teacher
 from experiments.runs import train_all
+from helpers.rules import rule
+
+pytestmark = rule(
+    "Finished runs are used again, changed ones start over, and differences are paired by seed"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

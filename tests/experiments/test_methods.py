@@ -16,6 +16,9 @@ from experiments.methods import (
     read_row,
 )
 from experiments.runs import CONFIGS, flatten, read_config
+from helpers.rules import rule
+
+pytestmark = rule("A method is compared by its own HKD node, on the small student's levels")
 
 TWO_STAGE, RETINANET = FAMILIES
 
@@ -162,8 +165,8 @@ def test_the_protocols_own_missing_point_is_no_change(tmp_path):
     run.weights.touch()
     settings = run.settings()
     del settings["HKD.EVALUATION.PROTOCOL"]
-    for rule, changed in (("official", []), ("matlab", ["HKD.EVALUATION.MISSING_POINT"])):
-        settings["HKD.EVALUATION.MISSING_POINT"] = rule
+    for point, changed in (("official", []), ("matlab", ["HKD.EVALUATION.MISSING_POINT"])):
+        settings["HKD.EVALUATION.MISSING_POINT"] = point
         run.record.write_text(json.dumps({"settings": settings, "seconds": 1.0}))
         assert run.changed() == changed
 

@@ -12,8 +12,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from experiments import runs as training
+from helpers.rules import rule
 from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets
 from hkd_d2.visualization import Scene
+
+pytestmark = rule(
+    "Finished runs are used again, changed ones start over, and differences are paired by seed"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,6 +5,11 @@ import csv
 import pytest
 
 from experiments.report import format_tables, summarise, write_csv
+from helpers.rules import rule
+
+pytestmark = rule(
+    "Finished runs are used again, changed ones start over, and differences are paired by seed"
+)
 
 
 def row(method, seed, miss, plain=False, section="two-stage", **terms):

@@ -15,12 +15,15 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import hkd_d2
+from helpers.rules import rule
 from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.config import add_hkd_config
 from hkd_d2.export.formats import SUFFIXES, Shape, detector_graph, export
 from hkd_d2.export.verification import verify
 from hkd_d2.inference.program_backend import METADATA_FILE, ProgramDetector
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, describe
+
+pytestmark = rule("An exported file finds what Detectron2 finds, or is not written")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -223,6 +226,7 @@ def program(tmp_path_factory):
     return folder / "model.ts", TorchDetector(model, metadata)
 
 
+@rule("A program runs only when it is asked for, and one of another's making is refused unread")
 def test_a_program_runs_for_those_who_ask_for_it(program):
     path, reference = program
     with pytest.raises(ValueError, match="is a program, which may do anything; take an .onnx"):
@@ -243,6 +247,7 @@ def test_a_program_runs_for_those_who_ask_for_it(program):
             hkd_d2.load_detector(path, "torch", **options)
 
 
+@rule("A program runs only when it is asked for, and one of another's making is refused unread")
 @pytest.mark.parametrize("suffix", [".pt2", ".ts"])
 def test_no_program_of_ours_is_not_run(program, tmp_path, suffix, monkeypatch):
     def run(*arguments, **options):

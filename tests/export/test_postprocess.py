@@ -10,6 +10,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
+from helpers.rules import rule
 from hkd_d2.export.onnx_operators import TRANSLATIONS, keep_by_nms_operator
 from hkd_d2.export.postprocess import (
     LOWEST,
@@ -23,6 +24,8 @@ from hkd_d2.export.postprocess import (
     keep_by_nms,
 )
 from hkd_d2.export.two_stage import LevelPooler
+
+pytestmark = rule("The parts of the exported graph equal Detectron2's")
 
 
 def random_boxes(*shape, extent=100.0):

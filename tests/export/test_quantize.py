@@ -9,11 +9,14 @@ import torch
 from onnx import numpy_helper
 
 import hkd_d2
+from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher, small_config
 from hkd_d2.export.formats import Shape, export
 from hkd_d2.export.quantize import find_layers, quantize
 from hkd_d2.inference.torch_backend import build_detector
 from hkd_d2.modeling.fake_quantization import is_predictor, round_activation, round_weight
+
+pytestmark = rule("An INT8 file has the weights that training under its rounding saw")
 
 STEM = "backbone.bottom_up.stem.conv1.weight"
 PREDICT = {

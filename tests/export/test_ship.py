@@ -14,6 +14,7 @@ import torch
 from detectron2.config import get_cfg
 
 import hkd_d2
+from helpers.rules import rule
 from helpers.small_detectors import save_teacher, small_config
 from hkd_d2.config import add_hkd_config
 from hkd_d2.export import formats, ship
@@ -104,12 +105,14 @@ def test_the_card(shipped):
     assert "60.00" not in card
 
 
+@rule("What is shipped has no teacher and no path of where it was trained")
 def test_no_path_leaves_the_house(shipped):
     for name in ("config.yaml", "model_card.md"):
         assert "/far/away" not in (shipped / name).read_text()
     assert b"/far/away" not in (shipped / "model.onnx").read_bytes()
 
 
+@rule("What is shipped has no teacher and no path of where it was trained")
 def test_the_shipped_config_evaluates_the_safetensors(shipped):
     """As tools/train_net.py reads them, with every weight."""
     from detectron2.modeling import build_model
@@ -132,6 +135,7 @@ def test_a_damaged_safetensors_file(shipped, tmp_path):
         hkd_d2.load_detector(path, config_file=shipped / "config.yaml")
 
 
+@rule("An exported file finds what Detectron2 finds, or is not written")
 def test_a_file_that_finds_something_else_is_not_written(run, tmp_path, monkeypatch):
     def broken(model, *arguments):
         with torch.no_grad():

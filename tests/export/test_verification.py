@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from helpers.rules import rule
 from hkd_d2.export.verification import compare, verify
 from hkd_d2.inference import Detections
+
+pytestmark = rule("An exported file finds what Detectron2 finds, or is not written")
 
 
 def detections(rows):

@@ -6,7 +6,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from helpers.red_detector import RedDetector, street
+from helpers.rules import rule
 from hkd_d2.inference import benchmark as models
+
+pytestmark = rule("Models are compared in one run, in turns, with the evaluator's own miss rate")
 
 
 def test_detectors_take_turns_on_the_same_images(monkeypatch):

@@ -12,6 +12,7 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 import hkd_d2
+from helpers.rules import rule
 from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.inference import Detections, Detector
 
@@ -40,6 +41,7 @@ def weights(tmp_path_factory):
     return save_detector(tmp_path_factory.mktemp("two_stage"), small_config())
 
 
+@rule("A detector from a file finds what Detectron2 finds, in any company and from any thread")
 @pytest.mark.parametrize("form", ["RGB", "BGR"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_finds_what_detectron2_finds(tmp_path, kind, form):
@@ -63,6 +65,7 @@ def test_finds_what_detectron2_finds(tmp_path, kind, form):
         assert (np.diff(found.scores) <= 0).all()
 
 
+@rule("A detector from a file finds what Detectron2 finds, in any company and from any thread")
 def test_company_and_order_change_nothing(weights):
     detector = hkd_d2.load_detector(weights, batch_size=1)
     together = detector.detect(images())
@@ -85,6 +88,7 @@ def test_paths_and_pictures(weights, tmp_path):
         detector.detect(str(path))
 
 
+@rule("A detector from a file finds what Detectron2 finds, in any company and from any thread")
 def test_several_threads(weights):
     detector = hkd_d2.load_detector(weights, batch_size=1)
     alone = [detector.detect([image])[0] for image in images()]
@@ -132,6 +136,7 @@ def test_the_weights_hash_tells_weights_apart(tmp_path):
     assert hkd_d2.load_detector(weights).metadata["weights_sha256"] != before
 
 
+@rule("A distilled student needs no teacher to detect")
 def test_a_distilled_student_needs_no_teacher(tmp_path, hkd_cfg):
     """Its config names a teacher; neither its files nor its terms are looked for."""
     plain = small_config()

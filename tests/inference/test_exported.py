@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from helpers.rules import rule
 from hkd_d2.inference.exported import ExportedDetector
 from hkd_d2.inference.images import resize
+
+pytestmark = rule("A file of a fixed size takes pictures of any proportions")
 
 METADATA = {
     "class_names": ["pedestrian"],

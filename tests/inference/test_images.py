@@ -10,7 +10,10 @@ from detectron2.data import detection_utils
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 
+from helpers.rules import rule
 from hkd_d2.inference.images import as_array, read_image, resize, resized_shape
+
+pytestmark = rule("Pictures are decoded within bounds")
 
 
 def encoded(image, form="PNG", **options):

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import cascade_config, make_batch, save_teacher, small_config
 from helpers.training_steps import MultilevelPooler, plain_in_channels_last, steps
 from hkd_d2.distillation.term import PREDICTIONS
@@ -34,6 +35,7 @@ def distilling(cfg, teacher):
     return cfg
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 @pytest.mark.parametrize(
     "ignore, pooler, channels_last",
     [(False, "torchvision", False), (True, "torchvision", True), (True, "fused", False)],
@@ -77,6 +79,7 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(
     assert all(torch.equal(state[k], state0[k]) for k in state0)
 
 
+@rule("A student's checkpoint is a plain checkpoint, without teacher or terms")
 def test_distilled_checkpoint_serves_the_plain_config(cascade_teacher, build, tmp_path):
     distilled = build(distilling(cascade_config(), cascade_teacher))
     steps(distilled, [make_batch()], lr=1e-4)
@@ -107,6 +110,7 @@ def boxes_of(batch):
     return [x["instances"].gt_boxes for x in batch]
 
 
+@rule("A cascade's class logits are the scores of its inference")
 def test_a_cascade_teacher_scores_as_at_inference(cascade_teacher, build):
     """Class logits are the averaged scores that Detectron2's own inference gives the same boxes."""
     teacher = build(distilling(small_config(), cascade_teacher)).teacher
@@ -137,6 +141,7 @@ def test_a_cascade_teacher_scores_as_at_inference(cascade_teacher, build):
         assert torch.allclose(found.regions.deltas, heads.box_predictor[0](hidden)[1], atol=1e-5)
 
 
+@rule("A cascade's row keeps its box where stages drop some")
 def test_rows_keep_their_boxes_when_stages_drop_some(build):
     """A box that leaves the image after the first stage averages over the first stage alone."""
     model = build(cascade_config())
@@ -170,6 +175,7 @@ def test_rows_keep_their_boxes_when_stages_drop_some(build):
     assert all(p.cls_score.weight.grad.abs().sum() > 0 for p in heads.box_predictor)
 
 
+@rule("Ignore: half of a box's own area in one ignore box leaves it out, and positives stay")
 def test_ignore_regions_at_every_stage(build):
     cfg = cascade_config()
     cfg.MODEL.ROI_HEADS.NAME = "IgnoreAwareCascadeROIHeads"

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, save_teacher, small_config
 from hkd_d2.modeling.fake_quantization import (
     fake_quantize,
@@ -14,6 +15,8 @@ from hkd_d2.modeling.fake_quantization import (
     round_activation,
     round_weight,
 )
+
+pytestmark = rule("An INT8 file has the weights that training under its rounding saw")
 
 
 def test_activations_by_hand():

@@ -4,8 +4,13 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch
 from hkd_d2.ops import _library
+
+pytestmark = rule(
+    "Fused and reference operators give one run: fifty steps agree to 1e-5, gradients to 1e-4"
+)
 
 
 @pytest.mark.parametrize("mask, boxes", [("none", "sampled"), ("split", "gt")])

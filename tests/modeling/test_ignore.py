@@ -5,8 +5,13 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch
 from hkd_d2.modeling.ignore import IgnoreAwareROIHeads, IgnoreAwareRPN, covered_by_ignore
+
+pytestmark = rule(
+    "Ignore: half of a box's own area in one ignore box leaves it out, and positives stay"
+)
 
 
 def test_share_is_of_the_boxs_own_area_and_half_counts():

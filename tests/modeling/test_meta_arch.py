@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, save_teacher, small_config
 from helpers.training_steps import MultilevelPooler, plain_in_channels_last, steps
 from hkd_d2.distillation.term import DENSE, PREDICTIONS, PROPOSALS
@@ -16,6 +17,7 @@ from hkd_d2.modeling import two_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 @pytest.mark.parametrize(
     "ignore, pooler, channels_last",
     [
@@ -66,6 +68,7 @@ def test_weights_zero_equal_plain_detectron2_bit_for_bit(
     assert all(torch.equal(state[k], state0[k]) for k in state0)
 
 
+@rule("A student's checkpoint is a plain checkpoint, without teacher or terms")
 def test_distilled_checkpoint_serves_the_plain_config(student_cfg, hkd_cfg, build, tmp_path):
     distilled = build(hkd_cfg)
     steps(distilled, [make_batch(seed=s) for s in range(2)], lr=1e-4)
@@ -86,6 +89,8 @@ def test_distilled_checkpoint_serves_the_plain_config(student_cfg, hkd_cfg, buil
             assert torch.equal(ours.scores, theirs.scores)
 
 
+@rule("The teacher is a guest: in no parameters(), modules(), state_dict() or optimizer")
+@rule("The teacher is a guest: in no parameters(), modules(), state_dict() or optimizer")
 def test_teacher_is_a_guest(hkd_cfg, build):
     model = build(hkd_cfg)
     teacher = model.teacher.model
@@ -109,6 +114,7 @@ def test_teacher_is_a_guest(hkd_cfg, build):
     assert next(teacher.parameters()).dtype == torch.float64
 
 
+@rule("The teacher sees its own normalisation and channel order, padded as the student")
 def test_teacher_sees_its_own_normalisation_and_channel_order(hkd_cfg, build, tmp_path):
     cfg = small_config(channels=32, hidden=40, width=0.5)
     cfg.INPUT.FORMAT = "RGB"
@@ -130,6 +136,7 @@ def test_teacher_sees_its_own_normalisation_and_channel_order(hkd_cfg, build, tm
     assert all(torch.equal(found.features[k], v) for k, v in expected.items())
 
 
+@rule("Dense outputs and labels run in anchor order on both sides")
 def test_dense_outputs_and_labels_share_the_anchor_order(hkd_cfg, build):
     """Write a distinct value into every (image, level, y, x, anchor) and read it back by anchor."""
     model = build(hkd_cfg)
@@ -188,6 +195,7 @@ def test_dense_outputs_and_labels_share_the_anchor_order(hkd_cfg, build):
                     assert deltas[image, i].tolist() == [value * 4 + k for k in range(4)]
 
 
+@rule("Region and logit terms compare the same boxes in the same order")
 def test_both_networks_look_at_the_students_sampled_boxes(hkd_cfg, build):
     """Teacher = student and same boxes: every region-level difference is 0."""
     model = build(hkd_cfg)
@@ -213,6 +221,7 @@ def test_both_networks_look_at_the_students_sampled_boxes(hkd_cfg, build):
     assert original is not spy
 
 
+@rule("The teacher goes only as deep as the terms need")
 def test_the_teacher_goes_only_as_deep_as_the_terms_need(hkd_cfg, build):
     hkd_cfg.HKD.TERMS = ["pyramid"]
     model = build(hkd_cfg)
@@ -241,6 +250,7 @@ def test_the_teacher_goes_only_as_deep_as_the_terms_need(hkd_cfg, build):
     assert teacher_pass.regions.deltas.shape == (4, 4)
 
 
+@rule("The student's box branch runs once")
 def test_the_students_box_branch_runs_once(hkd_cfg, build):
     hkd_cfg.HKD.POOLER = "torchvision"
     model = build(hkd_cfg)
@@ -253,6 +263,7 @@ def test_the_students_box_branch_runs_once(hkd_cfg, build):
     assert ran == ["ROIPooler", "FastRCNNConvFCHead", "FastRCNNOutputLayers"]
 
 
+@rule("HKD.POOLER and HKD.CHANNELS_LAST act on both networks, in training alone")
 def test_both_networks_train_in_channels_last_and_with_the_fused_pooler(hkd_cfg, build):
     hkd_cfg.HKD.CHANNELS_LAST = True
     model = build(hkd_cfg)
@@ -281,6 +292,7 @@ def test_both_networks_train_in_channels_last_and_with_the_fused_pooler(hkd_cfg,
     assert poolers == [1]
 
 
+@rule("A pooler that the fused one cannot replace is refused")
 @pytest.mark.parametrize("network", ["student", "teacher"])
 def test_poolers_that_the_fused_one_does_not_replace(hkd_cfg, build, tmp_path, network):
     cfg = hkd_cfg

@@ -10,6 +10,7 @@ from detectron2.modeling.meta_arch import fcos
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
 from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation.term import DENSE, PROPOSALS
@@ -46,6 +47,7 @@ def distilling(cfg, teacher, terms=TERMS):
     return cfg
 
 
+@rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     "ignore, boxes, channels_last",
@@ -113,6 +115,7 @@ def test_fcos_of_a_config_is_detectron2s(build):
             assert torch.equal(a["instances"].scores, b["instances"].scores)
 
 
+@rule("A student's checkpoint is a plain checkpoint, without teacher or terms")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_distilled_checkpoint_serves_the_plain_config(
     one_stage_teachers, build, architecture, tmp_path
@@ -179,6 +182,7 @@ def test_teacher_is_a_guest(one_stage_teachers, build, architecture):
     assert copy.deepcopy(model).teacher is model.teacher
 
 
+@rule("Dense outputs and labels run in anchor order on both sides")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dense_outputs_and_labels_share_the_anchor_order(build, architecture):
     """Write a distinct value into every (image, level, y, x, anchor) and read it back by anchor."""
@@ -243,6 +247,7 @@ def test_without_ignore_rows_equal_to_stock(build, architecture):
     assert all(torch.equal(grads[k], v) for k, v in grads0.items())
 
 
+@rule("Ignore: half of a box's own area in one ignore box leaves it out, and positives stay")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ignored_anchors_take_part_in_no_loss(build, architecture):
     """Logits of ignored anchors get no gradient; the others' as if the regions were not there."""
@@ -370,6 +375,7 @@ def test_one_stage_student_beside_a_two_stage_teacher(teacher_files, build, arch
         build(cfg)
 
 
+@rule("Dense heads are compared on the same anchors or refused")
 @pytest.mark.parametrize(
     "student, teacher, term, sentence",
     [

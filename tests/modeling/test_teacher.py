@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
+from helpers.rules import rule
 from helpers.small_detectors import save_teacher, small_config
 from hkd_d2.distillation.detector_pass import DetectorPass
 from hkd_d2.distillation.term import POOLED
@@ -31,6 +32,7 @@ def test_wrong_keys(hkd_cfg, key, value, error, sentence):
         build_model(hkd_cfg)
 
 
+@rule("The teacher's weights are complete or refused")
 def test_weights_of_another_architecture(hkd_cfg, tmp_path):
     def refused(state, sentence):
         torch.save({"model": state}, tmp_path / "other.pth")
@@ -72,6 +74,7 @@ class _Harmful:
         return print, ("code ran",)
 
 
+@rule("No code runs from a checkpoint")
 def test_no_code_runs_from_a_file(tmp_path, capsys):
     model = torch.nn.Linear(2, 2)
     for name, save in [("x.pth", torch.save), ("x.pkl", lambda o, f: pickle.dump(o, f.open("wb")))]:
@@ -101,6 +104,7 @@ def test_weights_of_a_deeper_body(hkd_cfg, tmp_path):
         build_model(hkd_cfg)
 
 
+@rule("The teacher runs in its own precision, its boxes in float32 with either pooler")
 @pytest.mark.parametrize("fused_pooler", [True, False])
 def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build, fused_pooler):
     hkd_cfg.HKD.TEACHER.PRECISION = "bf16"
@@ -119,6 +123,7 @@ def test_boxes_are_not_rounded_to_the_precision_of_the_teacher(hkd_cfg, build, f
     assert torch.allclose(found.regions.pooled.float(), expected, atol=0.02)
 
 
+@rule("The teacher runs in its own precision, its boxes in float32 with either pooler")
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_precision_is_the_teachers_own(hkd_cfg, build, precision, dtype):
     from helpers.small_detectors import make_batch
@@ -130,6 +135,7 @@ def test_precision_is_the_teachers_own(hkd_cfg, build, precision, dtype):
     assert {v.dtype for v in found.features.values()} == {dtype}
 
 
+@rule("The teacher sees its own normalisation and channel order, padded as the student")
 def test_students_padding_has_to_serve_the_teacher(hkd_cfg, build):
     model = build(hkd_cfg)
     from hkd_d2.modeling.meta_arch import HKDDetector

@@ -14,6 +14,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.rules import rule
 from hkd_d2 import ops
 from hkd_d2.ops import _library, assign_boxes_to_levels, rasterize_boxes, reference
 
@@ -223,6 +224,7 @@ def test_a_nan_outside_the_mask_is_harmless_and_one_inside_is_seen(feature_imita
     assert feature_imitation_loss(student, TEACHER).isnan()
 
 
+@rule("Boxes stay float32 and losses are summed in float32, under autocast too")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(feature_imitation_loss, dtype):
     student, teacher = random_pyramids(dtype=torch.float32)
@@ -235,6 +237,7 @@ def test_half_precision_is_summed_in_float32(feature_imitation_loss, dtype):
     assert student[0].grad.dtype == dtype
 
 
+@rule("Boxes stay float32 and losses are summed in float32, under autocast too")
 def test_autocast_does_not_round_the_adapter(feature_imitation_loss):
     student, teacher = random_pyramids(channels=(2, 3))
     weight = torch.randn(3, 2, dtype=torch.float64)
@@ -528,6 +531,7 @@ def compare(student, teacher, adapters, dtype, options):
         assert error <= 2 * eager_error + slack, (index, error, eager_error, x.norm())
 
 
+@rule("Fused operators are as exact as PyTorch")
 @pytest.mark.parametrize("layouts", ["nchw nchw", "nhwc nhwc", "nchw nhwc", "nhwc nchw"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -668,6 +672,7 @@ def options_of_everything(sizes, channels, images=2):
     return mask_options("weighted", images, sizes, channels, generator)
 
 
+@rule("The number of threads changes no bit of an operator")
 @pytest.mark.parametrize("distance", ["mse", "cosine", "pkd"])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("adapted", [False, True])
@@ -709,6 +714,7 @@ def test_gradients_larger_than_the_caches_of_any_alignment(layout):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)
 
 
+@rule("A call is one operator forward and one backward")
 @pytest.mark.parametrize("mask, adapted", [("whole", False), ("weighted", True)])
 def test_one_operator_forward_and_one_backward(mask, adapted):
     student, teacher = random_pyramids(channels=(4 if adapted else 6, 6), dtype=torch.float32)

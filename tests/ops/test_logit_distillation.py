@@ -23,6 +23,7 @@ from ops.comparisons import (
 from torch.autograd import gradcheck
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.rules import rule
 from hkd_d2.ops import (
     _library,
     adaptive_distillation_loss,
@@ -169,6 +170,7 @@ def test_row_losses_gradcheck(function, activation, weighted, impl):
     assert gradcheck(lambda x: function(x, teacher, **options), student.requires_grad_())
 
 
+@rule("Fused operators are as exact as PyTorch")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
@@ -448,6 +450,7 @@ def test_adl_at_the_edges(beta_c, gamma, outer, dtype):
     assert fused[0][sane].isfinite().all() and fused[1][sane].isfinite().all()
 
 
+@rule("Fused operators are as exact as PyTorch")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("outer", ["bce", "kl"])
 @pytest.mark.parametrize("gamma, theta", [(2.0, 1.8), (1.0, 1.0), (0.5, 0.7), (3.3, 2.5)])
@@ -676,6 +679,7 @@ def cases(dtype=torch.float32, size=20):
 every_operator = pytest.mark.parametrize("index", range(len(OPERATORS)), ids=OPERATORS)
 
 
+@rule("A call is one operator forward and one backward")
 @every_operator
 def test_one_operator_each_way(index):
     name, function, leaves = cases()[index]

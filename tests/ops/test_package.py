@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.rules import rule
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
@@ -41,6 +42,7 @@ def run_without(blocked, code):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
+@rule("hkd_d2.ops needs PyTorch alone")
 def test_ops_work_with_pytorch_alone():
     blocked = ["detectron2", "torchvision", "fvcore", "cv2", "scipy", "matplotlib", "pycocotools"]
     result = run_without(
@@ -126,6 +128,7 @@ def test_a_module_that_does_not_fit_is_said(tmp_path):
     assert "undefined symbol" in result.stderr
 
 
+@rule("Every operator is compiled for the CPU")
 def test_every_operator_is_compiled_for_the_cpu():
     assert {name for name, device in _library.COMPILED if device == "cpu"} == {*_library.OPERATORS}
     assert {runs["cpu"] for runs in ops.build_info()["operators"].values()} == {"fused"}
@@ -157,6 +160,7 @@ def test_the_command_prints_what_runs():
         assert ["instructions", "baseline", "of"] in [row[:3] for row in rows]
 
 
+@rule("Fused and reference forms of an operator share signature and docstring")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_definition_and_operator_share_signature_and_docstring(name):
     operator, definition = getattr(ops, name), getattr(reference, name)

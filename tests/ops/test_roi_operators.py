@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.rules import rule
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
@@ -138,6 +139,7 @@ def test_a_ramp_by_hand(multilevel_roi_align):
         assert pooled.flatten().tolist() == pytest.approx([1.0, 2.0, 1.0, 2.0], abs=1e-6)
 
 
+@rule("Region and logit terms compare the same boxes in the same order")
 def test_rows_are_in_image_major_box_order(multilevel_roi_align):
     # Every map holds 10 * level + image; the boxes alternate between levels.
     maps = [
@@ -150,6 +152,7 @@ def test_rows_are_in_image_major_box_order(multilevel_roi_align):
     assert pooled.flatten().tolist() == pytest.approx([10, 0, 10, 1, 11], abs=1e-4)
 
 
+@rule("Boxes stay float32 and losses are summed in float32, under autocast too")
 def test_half_precision_features_keep_float32_boxes(multilevel_roi_align):
     # At x = 1500.6 a float16 coordinate is off by 0.4 pixels, so a ramp would show it.
     ramp = (torch.arange(512.0) - 375).half().expand(1, 1, 4, 512)
@@ -728,6 +731,7 @@ def test_autocast_does_not_round(impl):
     )
 
 
+@rule("The number of threads changes no bit of an operator")
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_the_number_of_threads_changes_no_bit(layout, sampling_ratio):

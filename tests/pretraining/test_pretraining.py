@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from PIL import Image
 
+from helpers.rules import rule
 from helpers.small_detectors import make_batch, small_config
 from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
@@ -49,6 +50,7 @@ CLASSES = [2, 1]
 JOINT = [8, 9, 10, 11, 4, 5, 6, 7]
 
 
+@rule("Pre-training's losses equal their formulas in float64")
 def test_the_students_loss_in_float64():
     student, teacher = outputs(0), outputs(1)
     loss = losses.student_loss(student, teacher, torch.tensor(CLASSES))
@@ -70,6 +72,7 @@ def test_the_plain_loss_in_float64():
     assert teacher.grad is None and student.grad.any()
 
 
+@rule("Pre-training's losses equal their formulas in float64")
 def test_the_mutual_loss_in_float64():
     pair = outputs(0), outputs(1)
     loss = losses.mutual_loss(*pair, torch.tensor(CLASSES))
@@ -178,6 +181,7 @@ def test_every_method_learns_the_classes(cfg, method, teacher, tmp_path):
     assert set(file) == set(found)
 
 
+@rule("Methods of pre-training share a seed's start, order of images and teacher")
 def test_methods_start_alike_and_share_a_teacher(cfg, monkeypatch):
     """The student's weights and images by the first step; the frozen teacher's body at the end."""
     starts, bodies = {}, {}
@@ -231,6 +235,7 @@ def test_a_frozen_teachers_body_does_not_move_with_its_branches(cfg):
     assert moved and {k.split(".")[0] for k in moved} == {"branches"}
 
 
+@rule("A pre-trained body loads into a detector to the last weight")
 def test_a_detector_starts_from_the_backbone(cfg, tmp_path):
     cfg.HKD.PRETRAINING.update(METHOD="labels", STUDENT="resnet18-0.25", EPOCHS=1)
     training.pretrain(cfg)

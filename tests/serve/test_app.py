@@ -17,10 +17,13 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from helpers.red_detector import RedDetector, street
+from helpers.rules import rule
 from helpers.serve_process import service
 from hkd_d2.serve.__main__ import main
 from hkd_d2.serve.app import Limits, create_app
 from hkd_d2.serve.load_test import load
+
+pytestmark = rule("The service refuses rather than queues, and answers what it admitted")
 
 
 def encoded(image=None, form="PNG", **options):

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from helpers.red_detector import RedDetector, street
+from helpers.rules import rule
 from hkd_d2.serve.batching import Batcher, Overloaded
+
+pytestmark = rule("The service refuses rather than queues, and answers what it admitted")
 
 
 class Slow(RedDetector):

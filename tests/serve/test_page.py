@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from helpers.red_detector import street
+from helpers.rules import rule
 from helpers.serve_process import service
+
+pytestmark = rule("The service's page works in a browser and asks for nothing from outside")
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

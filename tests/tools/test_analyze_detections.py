@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.rules import rule
 from hkd_d2.evaluation import PROTOCOLS, describe_ranges
 from hkd_d2.evaluation.result_files import write_caltech
 
@@ -87,6 +88,7 @@ def read_image(attrs):
     return Image.open(io.BytesIO(base64.b64decode(attrs["src"].split(",", 1)[1]))).convert("RGB")
 
 
+@rule("The error page asks for nothing from outside")
 def test_page_and_numbers(main, folder, capsys):
     arguments = ["gt.json", "first & <best>=good.json", "bad.json", "--images", "images"]
     assert main([*arguments, "--out", "new/page.html"]) == 0
@@ -301,6 +303,7 @@ def browse(page: str, folder, *flags):
     return json.loads(done.stdout.split("<body>")[1].split("PROBE")[1].split("END")[0])
 
 
+@rule("The error page asks for nothing from outside")
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 def test_a_browser_loads_every_image_and_nothing_from_outside(main, folder):

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from helpers.pseudo_labelled import write_labelled
+from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher, small_config
+
+pytestmark = rule("Models are compared in one run, in turns, with the evaluator's own miss rate")
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "benchmark_model.py"
