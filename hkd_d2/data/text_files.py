@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-__all__ = ["parse_json", "read_json", "read_text"]
+__all__ = ["numbered_lines", "parse_json", "read_json", "read_lines", "read_text"]
 
 # UTF-32's mark begins with UTF-16's, so it is tried first.
 _MARKS = (
@@ -19,22 +19,27 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"))
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike, hint: str = "check the path.") -> str:
     r"""Read a text file; its lines end in ``\n``, whatever they end in on disk.
 
     Args:
         path: the file.
+        hint: what to do where the file is missing.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not text; the message names it and the line.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} does not exist or is not a file; check the path.")
+        raise FileNotFoundError(f"{path} does not exist or is not a file; {hint}")
     with open(path, "rb") as file:
         content = file.read()
+    for start, archive in _ARCHIVES:
+        if content.startswith(start):
+            raise ValueError(f"{path} is compressed ({archive}); unpack it first.")
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -47,17 +52,32 @@ def read_text(path: str | os.PathLike) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_lines(path: str | os.PathLike, hint: str = "check the path.") -> list[str]:
+    """Lines of a text file without their ends; arguments and errors as of :func:`read_text`.
+
+    Only line ends part lines: a name may hold a form feed or a line separator of Unicode.
+    """
+    lines = read_text(path, hint).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def numbered_lines(path: str | os.PathLike, hint: str = "check the path.") -> list[tuple[int, str]]:
+    """The lines that are not blank, each with its number from 1; as :func:`read_lines`."""
+    return [(i, line) for i, line in enumerate(read_lines(path, hint), 1) if line.strip()]
+
+
+def read_json(path: str | os.PathLike, hint: str = "check the path.") -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
+        hint: what to do where the file is missing.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON; the message names it and the line.
     """
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path, hint), path)
 
 
 def parse_json(text: str, source: str | os.PathLike) -> Any:

@@ -220,7 +220,7 @@ def test_wrong_form_of_cityscapes_file(write_citypersons, text):
     with pytest.raises(ValueError, match="aachen.*json: no CityPersons annotation file"):
         load_citypersons(str(root), "val")
     path.write_text('{"imgHeight": 1024, "imgW')
-    with pytest.raises(ValueError, match="aachen.*json: not valid JSON.*truncated"):
+    with pytest.raises(ValueError, match="aachen.*json is not valid JSON.*truncated"):
         load_citypersons(str(root), "val")
 
 

@@ -134,11 +134,11 @@ def test_errors_name_the_row(write, change, message):
 
 def test_damaged_or_missing_file(write):
     json_file, root = write(json.dumps(coco())[:-40])
-    with pytest.raises(ValueError, match="gt.json: not valid JSON.*truncated"):
+    with pytest.raises(ValueError, match="gt.json is not valid JSON.*truncated"):
         load_coco(json_file, root)
     with pytest.raises(ValueError, match="no COCO annotation file"):
         load_coco(*write("[1, 2]"))
-    with pytest.raises(FileNotFoundError, match="none.json: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match="none.json does not exist or is not a file"):
         load_coco("none.json", root)
 
 

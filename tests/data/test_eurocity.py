@@ -105,7 +105,7 @@ def test_damaged_file(tmp_path):
     path = tmp_path / "day" / "labels" / "val" / f"{IMAGE}.json"
     frame = json.loads(path.read_text())
     path.write_text(path.read_text()[:-9])
-    with pytest.raises(ValueError, match="basel_00000.json: not valid JSON .*truncated"):
+    with pytest.raises(ValueError, match="basel_00000.json is not valid JSON .*truncated"):
         load_eurocity(str(tmp_path), "day_val")
     for change in ({"identity": "seqlist"}, {"imagewidth": 0}, {"imageheight": "120"}):
         path.write_text(json.dumps({**frame, **change}))

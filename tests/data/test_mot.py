@@ -111,7 +111,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(ValueError, match="gt.txt: the file is empty"):
         load_mot17(str(tmp_path), "train")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="gt.txt: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match="gt.txt does not exist or is not a file"):
         load_mot17(str(tmp_path), "train")
 
 

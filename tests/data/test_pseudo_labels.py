@@ -103,11 +103,11 @@ def test_damaged_and_empty_pools(records, path, harm, sentence):
 
 
 def test_truncated_and_missing(records, path):
-    with pytest.raises(FileNotFoundError, match="pool.json: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match="pool.json does not exist or is not a file"):
         read_pool(str(path))
     write_pool(str(path), pool_of(records))
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(ValueError, match="pool.json: not valid JSON"):
+    with pytest.raises(ValueError, match="pool.json is not valid JSON"):
         read_pool(str(path))
     write_pool_again = pool_of(records)
     path.unlink()

@@ -66,7 +66,7 @@ def test_damaged_files(tmp_path):
         ):
             load_widerperson(str(tmp_path), "val")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="000040.jpg.txt: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match="000040.jpg.txt does not exist or is not a file"):
         load_widerperson(str(tmp_path), "val")
     write_text(tmp_path / "val.txt", "")
     with pytest.raises(ValueError, match="val.txt: the list of images is empty"):

@@ -1,5 +1,7 @@
 """Loaders of pedestrian data; importing this package registers the built-in data sets."""
 
+import hkd_d2._requirements  # noqa: F401  isort: skip
+
 from hkd_d2.data.datasets.citypersons import load_citypersons
 from hkd_d2.data.datasets.coco import load_coco
 from hkd_d2.data.datasets.register import (

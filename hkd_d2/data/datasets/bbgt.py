@@ -10,7 +10,8 @@ unknown), ignore (0 or 1), angle. Source: pdollar/toolbox, detector/bbGt.m (1a0a
 bbLoad.
 """
 
-from hkd_d2.data.datasets.records import make_annotation, read_lines, visible_ratio
+from hkd_d2.data.datasets.records import make_annotation, visible_ratio
+from hkd_d2.data.text_files import read_lines
 
 
 def read_bbgt(path: str) -> list[tuple[str, list[float], int, list[float], int, str]]:

@@ -75,7 +75,10 @@ def _folder() -> str:
 
 
 def _code() -> list[str]:
-    return sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(__file__)), "*.py")))
+    folder = os.path.dirname(__file__)
+    files = glob.glob(os.path.join(glob.escape(folder), "*.py"))
+    files += [os.path.join(folder, "..", f"{name}.py") for name in ("image_files", "text_files")]
+    return sorted(files)
 
 
 def _images(records: list[dict]) -> str | None:

@@ -24,12 +24,8 @@ import scipy.io
 
 from hkd_d2.data.datasets import coco
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import (
-    check_images_exist,
-    make_annotation,
-    read_json,
-    visible_ratio,
-)
+from hkd_d2.data.datasets.records import check_images_exist, make_annotation, visible_ratio
+from hkd_d2.data.text_files import read_json
 
 SPLITS = ("train", "val")
 FORMS = ("cityscapes", "mat", "coco")  # in the order of preference
@@ -203,7 +199,7 @@ def _read_mat(root: str, split: str) -> list[dict]:
     path = annotation_path(root, split, "mat")
     variable = f"anno_{split}_aligned"
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such annotation file; check the path.")
+        raise FileNotFoundError(f"{path}: no such file; check the path.")
     try:
         cells = scipy.io.loadmat(path, variable_names=[variable])[variable]
         # tolist gives Python's numbers: the file stores each image's rows in the smallest integer

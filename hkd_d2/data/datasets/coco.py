@@ -5,7 +5,8 @@ import os
 from detectron2.data import MetadataCatalog
 
 from hkd_d2.data.annotation_rules import ignore_flags, row_height, visible_share, whole_number
-from hkd_d2.data.datasets.records import check_images_exist, make_annotation, read_json
+from hkd_d2.data.datasets.records import check_images_exist, make_annotation
+from hkd_d2.data.text_files import read_json
 
 # How much of a body is hidden, where a benchmark says it in steps of its own (see records.py).
 HIDDEN = ("occlusion", "truncation")

@@ -13,11 +13,11 @@ Shao, Zhao, Li, Xiao, Yu, Zhang, Sun: CrowdHuman: A Benchmark for Detecting Huma
 arXiv:1805.00123, 2018.
 """
 
-import json
 import os
 
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation, read_lines
+from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
+from hkd_d2.data.text_files import numbered_lines, parse_json
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 
@@ -55,28 +55,19 @@ def load_crowdhuman(root: str, split: str, *, check_images: bool = True) -> list
 
 
 def _read(path: str) -> list[dict]:
-    lines = read_lines(path, "put it into the folder that has Images.")
-    images: dict[str, list] = {}
-    for i, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}: line {i} is not valid JSON ({error}); the file is truncated or of "
-                "another format, fetch it again."
-            ) from error
-        name, rows = (
-            (content.get("ID"), content.get("gtboxes"))
-            if isinstance(content, dict)
-            else (None,) * 2
-        )
+    images: dict[str, tuple[int, list]] = {}
+    for i, line in numbered_lines(path, "put it into the folder that has Images."):
+        content = parse_json(line, f"{path}: line {i}")
+        if not isinstance(content, dict):
+            content = {}
+        name, rows = content.get("ID"), content.get("gtboxes")
         if not isinstance(name, str) or not isinstance(rows, list):
             raise ValueError(
                 f"{path}: line {i} has no text 'ID' and list 'gtboxes'; fetch the file again."
             )
         if name in images:
             raise ValueError(f"{path}: line {i}: the ID {name} stands twice; remove one line.")
-        images[name] = rows
+        images[name] = (i, rows)
     if not images:
         raise ValueError(f"{path}: the file is empty; fetch it again.")
 
@@ -89,11 +80,11 @@ def _read(path: str) -> list[dict]:
             "height": size[0],
             "width": size[1],
             "annotations": [
-                _annotation(row, f"{path}: line {i}: gtboxes[{j}]", size)
+                _annotation(row, f"{path}: line {line}: gtboxes[{j}]", size)
                 for j, row in enumerate(rows)
             ],
         }
-        for i, (name, size, rows) in enumerate(
+        for i, (name, size, (line, rows)) in enumerate(
             zip(names, image_sizes(names, path), images.values(), strict=True), start=1
         )
     ]

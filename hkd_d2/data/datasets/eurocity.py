@@ -18,7 +18,8 @@ import os
 import re
 
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation, read_json
+from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
+from hkd_d2.data.text_files import read_json
 
 # The labels of test are not public.
 SPLITS = ("day_train", "day_val", "night_train", "night_val")

@@ -23,7 +23,8 @@ import re
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.coco import load_coco
-from hkd_d2.data.datasets.records import check_images_exist, check_split, read_lines
+from hkd_d2.data.datasets.records import check_images_exist, check_split
+from hkd_d2.data.text_files import read_lines
 
 SPLITS = (
     "train",
@@ -76,7 +77,7 @@ def load_kaist(root: str, split: str, *, check_images: bool = True) -> list[dict
         source = os.path.join(root, TEST_JSON)
         if not os.path.isfile(source):
             raise FileNotFoundError(
-                f"{source}: no such annotation file; put the improved test annotations there, or "
+                f"{source}: no such file; put the improved test annotations there, or "
                 "take the split test_original."
             )
         records = cached_records(f"kaist-{split}", root, [source], lambda: _read_json(root, split))
@@ -139,7 +140,7 @@ def _frames(root: str, split: str) -> list[tuple[str, str]]:
             )
         if not os.path.isfile(path):
             raise FileNotFoundError(
-                f"{path}: no such annotation file; unpack the annotations of split '{split}' there."
+                f"{path}: no such file; unpack the annotations of split '{split}' there."
             )
     return frames
 

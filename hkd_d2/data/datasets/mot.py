@@ -14,12 +14,8 @@ import configparser
 import os
 
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import (
-    check_images_exist,
-    check_split,
-    make_annotation,
-    read_lines,
-)
+from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
+from hkd_d2.data.text_files import read_lines, read_text
 
 # The ground truth of test is not public. The halves are those of CenterTrack
 # (github.com/xingyizhou/CenterTrack, convert_mot_to_coco.py): the first N // 2 + 1 of the N frames
@@ -28,6 +24,7 @@ SPLITS = ("train", "train_half", "val_half")
 
 PEDESTRIAN, CROWD = 1, 13
 CLASSES = frozenset(range(1, 14))
+MAX_FRAMES = 999_999  # of a sequence: an image's name has six digits
 
 
 def load_mot(
@@ -120,18 +117,19 @@ def _rows_path(folder: str) -> str:
 
 def _read_info(path: str) -> tuple[str, str, tuple[int, int], int]:
     """Image folder, suffix, (height, width) and number of frames of a sequence."""
-    config = configparser.ConfigParser()
+    text = read_text(path, "fetch it again.")
+    config = configparser.ConfigParser(interpolation=None)
     try:
-        config.read(path, encoding="utf-8")
+        config.read_string(text)
         info = config["Sequence"]
         height, width, length = (info.getint(key) for key in ("imHeight", "imWidth", "seqLength"))
-        if min(height, width, length) <= 0:
+        if min(height, width, length) <= 0 or length > MAX_FRAMES:
             raise ValueError
         return info["imDir"], info["imExt"], (height, width), length
     except (configparser.Error, KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path}: [Sequence] with imDir, imExt and the positive whole numbers imHeight, "
-            "imWidth and seqLength is expected; fetch it again."
+            f"imWidth and seqLength (up to {MAX_FRAMES}) is expected; fetch it again."
         ) from None
 
 

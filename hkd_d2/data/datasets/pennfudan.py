@@ -16,12 +16,8 @@ import os
 import re
 
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import (
-    check_images_exist,
-    check_split,
-    make_annotation,
-    read_lines,
-)
+from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
+from hkd_d2.data.text_files import read_lines
 
 SPLITS = ("all",)
 

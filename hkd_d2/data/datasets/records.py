@@ -21,7 +21,6 @@ A data set is a list of records, one dict an image, in Detectron2's dataset form
     are hidden, or outside the image; 0, 10, 40 or 80
 """
 
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,44 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from detectron2.structures import BoxMode
 
 from hkd_d2.data.image_files import image_size
-
-
-def read_json(path: str):
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file is no JSON, for example because it is truncated.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such annotation file; check the path.")
-    with open(path, encoding="utf-8") as f:
-        try:
-            return json.load(f)
-        except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
-            raise ValueError(
-                f"{path}: not valid JSON ({error}); the file is truncated or of another format, "
-                "fetch it again."
-            ) from error
-
-
-def read_lines(path: str, hint: str) -> list[str]:
-    """Lines of a text file without their ends; ``hint`` says what to do where it is missing.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file is no text.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such annotation file; {hint}")
-    with open(path, encoding="utf-8") as f:
-        try:
-            return f.read().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}: no text file ({error}); it is damaged or of another format, fetch it "
-                "again."
-            ) from error
 
 
 def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> str:

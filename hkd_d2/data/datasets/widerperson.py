@@ -13,7 +13,8 @@ Wild, IEEE Transactions on Multimedia, 2019 (arXiv:1909.12118).
 import os
 
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation, read_lines
+from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
+from hkd_d2.data.text_files import read_lines
 
 # The annotations of test are not public. In train and val pedestrians alone count, in the others
 # riders and partially visible persons too.
