@@ -18,15 +18,15 @@ def written_beside(path: str | Path, *, by_the_run: bool = False) -> Iterator[Pa
     """Write a file beside its place; it gets its name when it is whole and on the disk.
 
     Whatever ends the block, nothing half-written has the name, and what had it before is
-    untouched. A process that is killed leaves a file that is called ``part-...``, which nothing
-    reads.
+    untouched. A process that is killed leaves a folder that is called ``part-...``, which
+    nothing reads.
 
     Args:
         path: where the file is to be; a link is followed, a device or pipe written directly.
         by_the_run: the caller is the training run whose folder this is.
 
     Yields:
-        The path to write, of the same suffix and in the same folder.
+        The path to write, of the same name and on the same disk.
 
     Raises:
         ValueError: the file belongs to a training run.
@@ -40,22 +40,26 @@ def written_beside(path: str | Path, *, by_the_run: bool = False) -> Iterator[Pa
     place = Path(os.path.realpath(path))
     if not by_the_run:
         check_not_of_a_run(place)
-    part = place.with_name(f"part-{secrets.token_hex(4)}-{place.name[-40:]}")
+    # In a folder of its own, since PyTorch writes the file's name into its archives.
+    folder = place.with_name(f"part-{secrets.token_hex(4)}")
+    part = folder / place.name
     try:
+        folder.mkdir()
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, place)
+        folder.rmdir()
     except BaseException as error:
         full = _is_full(error, place.parent)  # before its bytes are given back
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if full:
             free = shutil.disk_usage(place.parent).free / 1e6
             raise OSError(
                 f"There is no room for '{path}' ({free:.1f} MB are free); make room or name "
                 "another folder."
             ) from error
-        if isinstance(error, OSError) and str(error.filename) == str(part):
+        if isinstance(error, OSError) and str(error.filename) in map(str, (folder, part)):
             raise type(error)(
                 f"'{path}' cannot be written ({error.strerror}); name a folder that you may "
                 "write to."

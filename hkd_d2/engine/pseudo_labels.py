@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tes
 from detectron2.modeling import build_model
 from tqdm import tqdm
 
+from hkd_d2.config import student_config
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.data.pseudo_labels import file_sha256, make_pool
@@ -43,10 +44,7 @@ def label_images(
     """
     if not 0 <= score_threshold < 1:
         raise ValueError(f"The score threshold is {score_threshold}; give a number from 0 to 1.")
-    cfg = cfg.clone()
-    cfg.defrost()
-    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
-        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    cfg = student_config(cfg)
     cfg.MODEL.WEIGHTS, cfg.HKD.BACKBONE.PRETRAINED = weights, False
     for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):  # FCOS reads the former
         head.SCORE_THRESH_TEST = score_threshold

@@ -19,6 +19,7 @@ from torch import nn
 from hkd_d2.export.one_stage import OneStageGraph
 from hkd_d2.export.postprocess import KeepByNms, keep_by_nms
 from hkd_d2.export.two_stage import TwoStageGraph
+from hkd_d2.files import written_beside
 from hkd_d2.inference.program_backend import METADATA_FILE
 from hkd_d2.modeling.stages import check_detector
 
@@ -28,6 +29,9 @@ OUTPUTS = ("boxes", "scores", "classes", "counts")
 LAYOUT = "NCHW uint8"
 # Operators of this set are in onnxruntime since 1.14; RoiAlign's half pixels came with 16.
 OPSET = 18
+
+# What torch.export, torch.jit and torch.onnx raise of a model.
+_UNTRANSLATABLE = (RuntimeError, AssertionError, NotImplementedError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,19 @@ def export(model: nn.Module, metadata: dict, path: Path, form: str, shape: Shape
     }
     write = {"onnx": _onnx, "torch_export": _torch_export, "torchscript": _torchscript}[form]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), warnings.catch_warnings():
+    with written_beside(path) as part, torch.no_grad(), warnings.catch_warnings():
         # Tracing warns of Python's branches in Detectron2, of which the verification would know.
         warnings.simplefilter("ignore")
-        return write(model, metadata, path, shape)
+        try:
+            return write(model, metadata, part, shape)
+        except torch.OutOfMemoryError:
+            raise
+        except _UNTRANSLATABLE as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"This detector cannot be written as {form} ({reason}); take another format, or "
+                "leave out of its config what PyTorch cannot trace."
+            ) from error
 
 
 def _dynamic(shape: Shape):

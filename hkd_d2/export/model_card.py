@@ -6,6 +6,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
+from hkd_d2.files import write_text
+
 NOT_STATED = "Not stated. Ask whoever gave you the file before you pass it on."
 LIMITS = """\
 - Boxes of upright pedestrians; no masks, no poses, no tracks, and nothing that tells one person
@@ -25,6 +27,7 @@ def write_model_card(
     metadata: dict,
     files: list[dict],
     *,
+    title: str,
     run: Path,
     licence: str | None = None,
     notes: str | None = None,
@@ -39,13 +42,14 @@ def write_model_card(
         files (list[dict]): of each exported file ``file``, ``bytes``, ``sha256``, ``input`` and, if
             it was verified, ``verified`` (the result of
             :func:`hkd_d2.export.verification.verify`) and ``frames`` (what it was verified on).
+        title: of the card, for instance the name of its folder.
         run (Path): folder of the training run, whose ``metrics.json`` is read if it is there.
         licence (str or None): of the weights.
         notes (str or None): a paragraph of the author's.
     """
     distilled = cfg.MODEL.META_ARCHITECTURE == "HKDDetector"
     parts = [
-        f"# {path.parent.resolve().name or 'Detector'}: model card",
+        f"# {title or 'Detector'}: model card",
         _overview(model, metadata),
         notes or "",
         "## Files\n\n" + _files(files),
@@ -59,7 +63,7 @@ def write_model_card(
         "The training data has terms of its own, which may bind the weights. The software that "
         "trained and exported them, hkd_d2, is under Apache 2.0.",
     ]
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def add_section(path: Path, title: str, text: str) -> None:
@@ -72,7 +76,7 @@ def add_section(path: Path, title: str, text: str) -> None:
     """
     if path.is_file():
         card = path.read_text(encoding="utf-8").partition(f"\n## {title}\n")[0].rstrip()
-        path.write_text(f"{card}\n\n## {title}\n\n{text}\n", encoding="utf-8")
+        write_text(path, f"{card}\n\n## {title}\n\n{text}\n")
 
 
 def _overview(model, metadata):

@@ -15,6 +15,7 @@ from hkd_d2.export.postprocess import (
     dense,
     detections,
     keep_by_nms,
+    positive,
 )
 
 
@@ -48,7 +49,9 @@ class OneStageGraph(nn.Module):
             )
         self.num_classes = model.num_classes
         self.score_threshold, self.iou = model.test_score_thresh, model.test_nms_thresh
-        self.topk, self.max_detections = model.test_topk_candidates, model.max_detections_per_image
+        self.topk = positive("MODEL.RETINANET.TOPK_CANDIDATES_TEST", model.test_topk_candidates)
+        # Detectron2's one-stage detectors take a negative number to drop the last ones.
+        self.max_detections = positive("TEST.DETECTIONS_PER_IMAGE", model.max_detections_per_image)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :func:`hkd_d2.export.postprocess.detections` for what (N, 3, H, W) uint8 give."""

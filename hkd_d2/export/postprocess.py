@@ -44,6 +44,17 @@ def keep_by_nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     return mask.index_fill(0, row[kept], 1).reshape(images, rows) > 0
 
 
+def positive(key: str, number: int) -> int:
+    """``number``, which an exported file has as the length of a tensor.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if number < 1:
+        raise ValueError(f"{key} is {number}, which a file cannot have; set it to 1 or more.")
+    return int(number)
+
+
 def by_group(scores: Tensor, valid: Tensor, groups: Tensor, number: int) -> Tensor:
     """(N, number, M) scores of each group, :data:`LOWEST` elsewhere, of (N, M) scores.
 

@@ -26,6 +26,7 @@ from onnxruntime.quantization.quant_utils import DEQUANT_OUTPUT_SUFFIX
 from tqdm import tqdm
 
 from hkd_d2.export.formats import INPUT
+from hkd_d2.files import written_beside
 from hkd_d2.inference.images import as_array
 from hkd_d2.inference.onnx_backend import OnnxDetector, write_metadata
 from hkd_d2.modeling.fake_quantization import is_predictor
@@ -111,7 +112,8 @@ def quantize(
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, written)
         OnnxDetector(written).detect(sample[:1])  # it loads and runs before it gets its name
-        os.replace(written, out)
+        with written_beside(out) as part:
+            os.replace(written, part)
     return record
 
 

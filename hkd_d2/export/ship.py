@@ -1,13 +1,14 @@
 """From weights to a folder that can be given away: export, verify, write the card."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from torch import nn
 
+from hkd_d2.config import student_config
 from hkd_d2.data.datasets.synthetic import draw_street
 from hkd_d2.data.image_files import find_images
 from hkd_d2.data.pseudo_labels import file_sha256
@@ -15,6 +16,7 @@ from hkd_d2.export.formats import SUFFIXES, Shape, export
 from hkd_d2.export.model_card import write_model_card
 from hkd_d2.export.verification import verify
 from hkd_d2.export.weights import save_safetensors
+from hkd_d2.files import files_beside
 from hkd_d2.inference import load_detector, read_image
 from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, load_config
@@ -47,12 +49,13 @@ def ship(
     Args:
         weights, config_file, score_threshold, nms_threshold, class_names: see
             :func:`hkd_d2.load_detector`.
-        out (Path): folder to write; files of the same names are replaced.
-        forms (sequence of str): any of :data:`FORMS`.
-        size (tuple[int, int] or None): height and width that images have after resizing; those of
+        out: folder to write; files of the same names are replaced when all new ones are
+            verified, and none before.
+        forms: any of :data:`FORMS`.
+        size: height and width that images have after resizing; those of
             other proportions are filled up. None for any, by the config's rule.
-        batch (int or None): number of images of a call; None for any.
-        images (str or None): folder of images to verify on; None for MOT17's frames, if they are
+        batch: number of images of a call; None for any.
+        images: folder of images to verify on; None for MOT17's frames, if they are
             there, or generated streets.
         licence, notes: see :func:`write_model_card`.
 
@@ -62,15 +65,17 @@ def ship(
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see :func:`hkd_d2.load_detector`; an unknown
-            form; a detector that cannot be exported; a file that finds other detections.
+            form; a detector that cannot be exported; a file that finds other detections; a run's
+            own folder as ``out``.
     """
-    unknown = [form for form in forms if form not in FORMS]
-    if unknown or not forms:
-        raise ValueError(f"The format is '{unknown}'; choose from {', '.join(FORMS)}.")
-    if batch is not None and batch < 1:
-        raise ValueError(f"The batch is {batch}; give 1 or more.")
-    if size is not None and min(size) < 1:
-        raise ValueError(f"The size is {size[0]}x{size[1]}; give a height and width in pixels.")
+    _check(forms, size, batch)
+    config_file = Path(config_file or Path(weights).parent / "config.yaml")
+    if (out / "config.yaml").exists() and config_file.samefile(out / "config.yaml"):
+        raise ValueError(
+            f"'{out}' is the folder that is exported, whose config.yaml would be replaced; name "
+            "another one with --out."
+        )
+    cfg = load_config(weights, config_file)
     model, metadata = build_detector(
         weights,
         config_file,
@@ -78,64 +83,79 @@ def ship(
         nms_threshold=nms_threshold,
         class_names=class_names,
     )
-    cfg = load_config(weights, config_file)
     if size is not None:
         metadata |= {"min_size": min(size), "max_size": max(size)}
-    out.mkdir(parents=True, exist_ok=True)
-    config = out / "config.yaml"
-    config.write_text(shipped_config(cfg, metadata).dump(), encoding="utf-8")
     frames, name = verification_images(metadata, size, images)
     reference = TorchDetector(model, metadata, batch or NUM_IMAGES)
     files = []
-    for form in forms:
-        path = out / f"model{SUFFIXES.get(form, '.safetensors')}"
-        part = path.with_name(f"part-{path.name}")
-        try:
-            if form == "safetensors":
-                save_safetensors(model, metadata, part)
-                takes = "with config.yaml: any"
-            else:
-                export(model, metadata, part, form, Shape(size, batch))
-                takes = f"{batch or 'any number'} of {'x'.join(map(str, size or ['any size']))}"
-            backend = "onnx" if form == "onnx" else "torch"
-            exported = load_detector(
-                part, backend, config_file=config, batch_size=reference.batch_size
+    with files_beside(out) as folder:
+        shipped = shipped_config(cfg, metadata)
+        (folder / "config.yaml").write_text(shipped.dump(), encoding="utf-8")
+        for form in forms:
+            path = write_form(form, model, metadata, folder, Shape(size, batch))
+            verified = verify(reference, _reload(path, reference.batch_size), frames)
+            files.append(
+                {
+                    "file": path.name,
+                    "path": str(out / path.name),
+                    "bytes": path.stat().st_size,
+                    "sha256": file_sha256(str(path)),
+                    "input": _takes(form, size, batch),
+                    "verified": verified,
+                    "frames": name,
+                }
             )
-            verified = verify(reference, exported, frames)
-        except Exception:
-            part.unlink(missing_ok=True)
-            raise
-        os.replace(part, path)
-        files.append(
-            {
-                "file": path.name,
-                "path": str(path),
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(str(path)),
-                "input": takes,
-                "verified": verified,
-                "frames": name,
-            }
+        write_model_card(
+            folder / "model_card.md",
+            cfg,
+            model,
+            metadata,
+            files,
+            title=out.resolve().name,
+            run=Path(weights).parent,
+            licence=licence,
+            notes=notes,
         )
-        logger.info("Wrote %s", path)
-    write_model_card(
-        out / "model_card.md",
-        cfg,
-        model,
-        metadata,
-        files,
-        run=Path(weights).parent,
-        licence=licence,
-        notes=notes,
-    )
+    for file in files:
+        logger.info("Wrote %s", file["path"])
     return files
+
+
+def _check(forms, size, batch):
+    unknown = [form for form in forms if form not in FORMS]
+    if unknown or not forms:
+        raise ValueError(f"The format is '{unknown}'; choose from {', '.join(FORMS)}.")
+    if batch is not None and batch < 1:
+        raise ValueError(f"The batch is {batch}; give 1 or more.")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"The size is {size[0]}x{size[1]}; give a height and width in pixels.")
+
+
+def write_form(form: str, model: nn.Module, metadata: dict, folder: Path, shape: Shape) -> Path:
+    """Write ``model`` in one of :data:`FORMS` into ``folder`` and return the file's path."""
+    path = folder / f"model{SUFFIXES.get(form, '.safetensors')}"
+    if form == "safetensors":
+        save_safetensors(model, metadata, path)
+    else:
+        export(model, metadata, path, form, shape)
+    return path
+
+
+def _reload(path, batch_size):
+    """What somebody who gets the folder has."""
+    backend = "onnx" if path.suffix == SUFFIXES["onnx"] else "torch"
+    return load_detector(path, backend, batch_size=batch_size)
+
+
+def _takes(form, size, batch):
+    if form == "safetensors":
+        return "with config.yaml: any"
+    return f"{batch or 'any number'} of {'x'.join(map(str, size or ['any size']))}"
 
 
 def shipped_config(cfg: CfgNode, metadata: dict) -> CfgNode:
     """The config of the plain student: no teacher, no terms, no paths of where it was trained."""
-    cfg = cfg.clone()
-    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
-        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    cfg = student_config(cfg)
     for key in ("CONFIG_FILE", "WEIGHTS"):
         cfg.HKD.TEACHER[key] = ""
     cfg.HKD.TERMS, cfg.HKD.DATA.PSEUDO = [], []

@@ -20,6 +20,7 @@ from hkd_d2.export.postprocess import (
     detections,
     has_area,
     keep_by_nms,
+    positive,
 )
 
 # A box that no map reaches: RoIAlign gives zeros for it, after little work.
@@ -52,7 +53,8 @@ class TwoStageGraph(nn.Module):
         self.rpn_features = list(rpn.in_features)
         self.anchors = Anchors(rpn.anchor_generator)
         self.decode_proposals = DecodeDeltas(rpn.box2box_transform)
-        self.pre_nms, self.post_nms = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
+        self.pre_nms = positive("MODEL.RPN.PRE_NMS_TOPK_TEST", rpn.pre_nms_topk[False])
+        self.post_nms = positive("MODEL.RPN.POST_NMS_TOPK_TEST", rpn.post_nms_topk[False])
         self.rpn_iou, self.min_box_size = rpn.nms_thresh, float(rpn.min_box_size)
 
         cascade = isinstance(heads, CascadeROIHeads)
@@ -66,7 +68,10 @@ class TwoStageGraph(nn.Module):
         last = self.predictors[-1]
         self.num_classes = heads.num_classes
         self.score_threshold, self.iou = last.test_score_thresh, last.test_nms_thresh
-        self.max_detections = last.test_topk_per_image
+        # A negative number is Detectron2's word for all: each proposal in each class.
+        every = self.post_nms * self.num_classes
+        topk = last.test_topk_per_image
+        self.max_detections = positive("TEST.DETECTIONS_PER_IMAGE", every if topk < 0 else topk)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :func:`hkd_d2.export.postprocess.detections` for what (N, 3, H, W) uint8 give."""

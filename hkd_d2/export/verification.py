@@ -90,7 +90,7 @@ def compare(wanted: Detections, found: Detections, threshold: float, limit: int)
 
 def _at_the_cut(detections, i, threshold, limit):
     cuts = [threshold]
-    if len(detections) >= limit:
+    if 0 <= limit <= len(detections):  # a negative one is none
         cuts.append(float(detections.scores[-1]))
     return any(abs(float(detections.scores[i]) - cut) <= SCORE_TOLERANCE for cut in cuts)
 

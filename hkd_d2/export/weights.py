@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from hkd_d2.files import written_beside
+
 
 def save_safetensors(model: nn.Module, metadata: dict, path: Path) -> None:
     """Write a detector's state under its own names, with ``metadata`` as JSON under ``hkd_d2``.
@@ -22,4 +24,5 @@ def save_safetensors(model: nn.Module, metadata: dict, path: Path) -> None:
             "Safetensors files need safetensors; install it with: pip install safetensors"
         ) from error
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    path.write_bytes(save(state, {"format": "pt", "hkd_d2": json.dumps(metadata)}))
+    with written_beside(path) as part:
+        part.write_bytes(save(state, {"format": "pt", "hkd_d2": json.dumps(metadata)}))

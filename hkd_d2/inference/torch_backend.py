@@ -14,7 +14,7 @@ from torch import nn
 from yaml import YAMLError
 
 from hkd_d2 import __version__
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config import add_hkd_config, student_config
 from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
 from hkd_d2.modeling.stages import check_detector
@@ -69,14 +69,12 @@ def build_detector(
         FileNotFoundError, ValueError: see :func:`load_detector`.
     """
     check_thresholds(score_threshold=score_threshold, nms_threshold=nms_threshold)
-    cfg = load_config(weights, config_file)
+    cfg = student_config(load_config(weights, config_file))
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; only RGB and BGR are served.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"The device is '{device}' and no GPU is found; use 'cpu'.")
     cfg.MODEL.DEVICE = device
-    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
-        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
     # No ImageNet weights are fetched for a detector whose weights are given.
     cfg.MODEL.WEIGHTS, cfg.HKD.BACKBONE.PRETRAINED = str(weights), False
     for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):  # FCOS reads the former

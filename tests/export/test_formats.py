@@ -308,6 +308,51 @@ def test_an_onnx_file_needs_neither_torch_nor_detectron2(onnx_file):
     assert int(done.stdout) == len(reference.detect(images()[:1])[0])
 
 
+@pytest.mark.parametrize("kind", ["two classes", "retinanet"])
+def test_no_cap_on_the_detections(kind, tmp_path):
+    """Detectron2's word for all is a negative number, in two-stage detectors alone."""
+    model, metadata, *_ = trained(kind, tmp_path)
+    metadata["max_detections"] = -1
+    if kind == "retinanet":
+        model.max_detections_per_image = -1
+        with pytest.raises(ValueError, match="TEST.DETECTIONS_PER_IMAGE is -1"):
+            detector_graph(model)
+        return
+    model.roi_heads.box_predictor.test_topk_per_image = -1
+    model.roi_heads.box_predictor.test_score_thresh = metadata["score_threshold"] = 0.0
+    export(model, metadata, tmp_path / "model.ts", "torchscript", Shape())
+    exported = hkd_d2.load_detector(tmp_path / "model.ts", "torch")
+    found = verify(TorchDetector(model, metadata), exported, images())
+    assert found["detections"] > 30 * 5  # more than there are proposals: both classes of each
+
+
+@pytest.mark.parametrize(
+    "key, part, name",
+    [
+        ("MODEL.RPN.PRE_NMS_TOPK_TEST", "proposal_generator", "pre_nms_topk"),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", "proposal_generator", "post_nms_topk"),
+    ],
+)
+def test_numbers_that_a_file_cannot_have(key, part, name, tmp_path):
+    model, *_ = trained("two-stage", tmp_path)
+    getattr(getattr(model, part), name)[False] = 0
+    with pytest.raises(ValueError, match=f"{key} is 0"):
+        detector_graph(model)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export", "torchscript"])
+def test_what_cannot_be_traced_is_one_sentence(form, tmp_path):
+    model, metadata, *_ = trained("two-stage", tmp_path)
+
+    def forward(images):
+        raise RuntimeError("no such operator\nand a long story")
+
+    model.backbone.forward = forward
+    with pytest.raises(ValueError, match=f"cannot be written as {form}") as refused:
+        export(model, metadata, tmp_path / "x", form, Shape())
+    assert "\n" not in str(refused.value) and not (tmp_path / "x").exists()
+
+
 def test_parts_without_a_counterpart_are_refused():
     cfg = small_config()
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"

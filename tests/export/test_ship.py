@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,39 @@ def test_a_file_that_finds_something_else_is_not_written(run, tmp_path, monkeypa
     )
     with pytest.raises(ValueError, match="Image 0: detection 0 "):
         ship.ship(run / "model_final.pth", None, tmp_path, ["torchscript"])
-    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_an_earlier_one_whole(shipped, run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(shipped, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def no_operator(*arguments, **options):
+        raise RuntimeError("no such operator")
+
+    with pytest.raises(FileNotFoundError, match="no folder with images"):
+        ship.ship(run / "model_final.pth", None, out, ["safetensors"], images=tmp_path / "none")
+    with pytest.raises(ValueError, match="cannot be written as torchscript"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.jit, "trace", no_operator)
+            ship.ship(run / "model_final.pth", None, out, ["safetensors", "torchscript"])
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_runs_folder_is_not_written(run, tmp_path):
+    """With its marker or without one, as where a run's files were copied."""
+    for number, names in enumerate([["config.yaml", "model_final.pth"], ["last_checkpoint"]]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in names:
+            shutil.copy(run / name, folder)
+        (folder / "config.yaml").touch()
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        weights = (folder if "model_final.pth" in names else run) / "model_final.pth"
+        with pytest.raises(ValueError, match="name another"):
+            ship.ship(weights, None, folder, ["safetensors"])
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_verified_on_the_images_given(run, tmp_path):
