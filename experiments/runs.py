@@ -19,7 +19,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from hkd_d2.config import add_hkd_config
-from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets
+from hkd_d2.data.streets import PROVENANCE, generate_streets
 from hkd_d2.distillation.term import TERM_REGISTRY
 from hkd_d2.evaluation.protocols import PROTOCOLS
 

@@ -8,7 +8,7 @@ import argparse
 
 import cv2
 
-from hkd_d2.data.datasets.synthetic import contact_sheet, generate_streets
+from hkd_d2.data.streets import contact_sheet, generate_streets
 
 
 def main():

@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets.citypersons import load_citypersons
-from hkd_d2.data.datasets.synthetic import Difficulty, generate_streets
 from hkd_d2.data.mapper import PedestrianMapper
+from hkd_d2.data.streets import Difficulty, generate_streets
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling.ignore import split_ignore

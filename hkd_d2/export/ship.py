@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from hkd_d2.config import student_config
-from hkd_d2.data.datasets.synthetic import draw_street
 from hkd_d2.data.image_files import find_images
 from hkd_d2.data.pseudo_labels import file_sha256
+from hkd_d2.data.streets import draw_street
 from hkd_d2.export.formats import SUFFIXES, Shape, export
 from hkd_d2.export.model_card import write_model_card
 from hkd_d2.export.verification import verify

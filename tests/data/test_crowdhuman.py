@@ -103,7 +103,7 @@ def test_damaged_file(tmp_path):
     with pytest.raises(ValueError, match="val.odgt: the file is empty"):
         load_crowdhuman(str(tmp_path), "val")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="val.odgt: no text file"):
+    with pytest.raises(ValueError, match="val.odgt is no text file"):
         load_crowdhuman(str(tmp_path), "val")
     write_text(path, '{"ID": "b"}')
     with pytest.raises(ValueError, match="line 1 has no text 'ID' and list 'gtboxes'"):

@@ -12,8 +12,8 @@ from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets import check_records, register_datasets
-from hkd_d2.data.datasets.synthetic import generate_streets
 from hkd_d2.data.pseudo_labels import write_pool
+from hkd_d2.data.streets import generate_streets
 from hkd_d2.engine import Trainer, preflight
 from hkd_d2.engine.pseudo_labels import label_images
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

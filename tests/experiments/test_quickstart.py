@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import runs as training
 from helpers.rules import rule
-from hkd_d2.data.datasets.synthetic import PROVENANCE, generate_streets
+from hkd_d2.data.streets import PROVENANCE, generate_streets
 from hkd_d2.visualization import Scene
 
 pytestmark = rule(

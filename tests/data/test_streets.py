@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from hkd_d2.data.datasets.synthetic import (
+from hkd_d2.data.streets import (
     Difficulty,
-    _aligned,
-    _Street,
     contact_sheet,
     draw_street,
     generate_streets,
     street_paths,
 )
+from hkd_d2.data.streets.boxes import aligned
+from hkd_d2.data.streets.street import Street
 
 LABELS = {"pedestrian", "rider", "sitting person", "person (other)", "person group", "ignore"}
 SMALL = {"num_train": 3, "num_val": 2, "height": 96, "width": 160, "seed": 7}
@@ -83,7 +83,7 @@ def test_on_disk_form(streets):
 
 
 def test_boxes_of_a_scene_painted_by_hand():
-    street = _Street(np.random.default_rng(0), 64, 96, Difficulty())
+    street = Street(np.random.default_rng(0), 64, 96, Difficulty())
     canvas = street.canvas
 
     def paint(label, x0, y0, x1, y1):
@@ -173,14 +173,14 @@ def test_pedestrians_have_the_aspect_of_citypersons(forty):
 
 def test_stretching_keeps_the_visible_share():
     # 20 columns become 41 for 100 rows; the right half of them, seen, becomes the right half.
-    full, visible = _aligned([50, 10, 20, 100], [60, 10, 10, 100], image_width=320)
+    full, visible = aligned([50, 10, 20, 100], [60, 10, 10, 100], image_width=320)
     assert full == [39, 10, 41, 100]
     assert visible[0] in (59, 60) and visible[0] + visible[2] == 80
     # The left edge of the image cuts the visible box, not the full one.
-    full, visible = _aligned([-4, 10, 20, 100], [0, 10, 16, 100], image_width=320)
+    full, visible = aligned([-4, 10, 20, 100], [0, 10, 16, 100], image_width=320)
     assert full == [-15, 10, 41, 100] and visible == [0, 10, 26, 100]
     # A sliver at the border keeps a column.
-    full, visible = _aligned([310, 10, 60, 100], [310, 10, 10, 100], image_width=320)
+    full, visible = aligned([310, 10, 60, 100], [310, 10, 10, 100], image_width=320)
     assert visible[2] >= 1 and full[0] <= visible[0] and visible[0] + visible[2] <= 320
 
 
