@@ -53,6 +53,7 @@ from experiments.runs import (
     train_all,
 )
 from experiments.scores import MISS_RATES
+from hkd_d2.files import write_text
 
 DOCS = {
     "results.csv": ROOT / "docs" / "benchmarks" / "methods.csv",
@@ -135,7 +136,7 @@ class Results:
             "rows": rows,
             "costs": costs,
         }
-        (output / "results.json").write_text(json.dumps(content, indent=1))
+        write_text(output / "results.json", json.dumps(content, indent=1))
         write_csv(rows, costs, output / "results.csv")
         notes = "\n".join(f"- {note}" for note in self.notes(rows))
         text = [
@@ -145,7 +146,7 @@ class Results:
             notes,
             "![Miss rates of all methods](plot.png)",
         ]
-        (output / "results.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        write_text(output / "results.md", "\n\n".join(text) + "\n")
         sections = {}
         for entry in entries:
             methods = sections.setdefault(entry["section"], {})
@@ -212,7 +213,7 @@ class Results:
             cost = measure_cost(contender, str(trained[0].weights))
             print(f"step {cost['step']:.2f} x, memory {cost['memory']:.2f} x", flush=True)
             costs[contender.name] = {**cost, "config": contender.description}
-            (self.args.output / "costs.json").write_text(json.dumps(costs, indent=1))
+            write_text(self.args.output / "costs.json", json.dumps(costs, indent=1))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -31,6 +31,7 @@ from experiments.pretraining import (
     write_csv,
 )
 from experiments.runs import ROOT, parse_seeds
+from hkd_d2.files import write_text
 from hkd_d2.pretraining.training import METHODS
 
 
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{plans[0].MODEL.DEVICE}, PyTorch {torch.__version__}.",
     ]
     text = "\n\n".join([*text[:3], "\n".join(text[3:])]) + "\n"
-    (output / "results.md").write_text(text, encoding="utf-8")
+    write_text(output / "results.md", text)
     write_csv(records, output / "results.csv")
     print(f"\n{text}")
     if args.docs:

@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.runs import CONFIGS, flatten, read_config
 from experiments.scores import mean_and_error
 from hkd_d2.distillation.glyphs import draw_glyphs
+from hkd_d2.files import write_text, written_beside
 from hkd_d2.pretraining.training import METHODS, pretrain
 
 CONFIG = CONFIGS / "pretraining" / "glyphs.yaml"
@@ -80,7 +81,7 @@ def run(cfg: CfgNode) -> dict:
     start = time.monotonic()
     found = pretrain(cfg)
     record = {"settings": settings(cfg), **found, "seconds": time.monotonic() - start}
-    (Path(cfg.OUTPUT_DIR) / "result.json").write_text(json.dumps(record, indent=1))
+    write_text(Path(cfg.OUTPUT_DIR) / "result.json", json.dumps(record, indent=1))
     return record
 
 
@@ -156,7 +157,7 @@ def show(value: tuple[float, float | None] | None, sign: str = "") -> str:
 
 def write_csv(records: list[dict], path: Path) -> None:
     """One line a run: method, seed, accuracies in percent, seconds."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with written_beside(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "seed", "student", "teacher_or_peer", "seconds"])
         for record in records:

@@ -47,6 +47,7 @@ from hkd_d2.evaluation import (
     coco_ground_truth,
     evaluate_miss_rate,
 )
+from hkd_d2.files import write_text
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.modeling.summary import count_flops, count_parameters, image_size
 from hkd_d2.visualization import (
@@ -312,7 +313,7 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
         "any), and two by their place in the set alone.",
     )
     content = {"claim": claim, "seeds": seeds, "smoke": smoke, **facts, "rows": table}
-    (output / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+    write_text(output / "results.json", json.dumps(content, indent=1, allow_nan=False))
     body = [format_table(table), claim, "\n".join(f"- {n}" for n in notes(facts, seeds, smoke))]
     pictures = [
         "![Miss rate over false positives per image](miss_rate_curves.png)",
@@ -321,7 +322,7 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
     ]
     title = "# Quickstart: teacher, plain student, distilled student"
     text = "\n\n".join([title, *body, *pictures]) + "\n"
-    (output / "results.md").write_text(text, encoding="utf-8")
+    write_text(output / "results.md", text)
     return "\n\n".join(body)
 
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from experiments.scores import SCORES, mean_and_error
+from hkd_d2.files import written_beside
 
 HEAD = (
     "method",
@@ -119,7 +120,7 @@ def write_csv(rows: list[dict], costs: dict[str, dict], path: str | os.PathLike)
     fields = ["section", "method", "seed", *SCORES]
     fields += ["raw_first", "raw_last", "share_first", "share_last"]
     fields += ["seconds", "step_ratio", "memory_ratio"]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with written_beside(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:

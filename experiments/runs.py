@@ -22,6 +22,7 @@ from hkd_d2.config import add_hkd_config
 from hkd_d2.data.streets import PROVENANCE, generate_streets
 from hkd_d2.distillation.term import TERM_REGISTRY
 from hkd_d2.evaluation.protocols import PROTOCOLS
+from hkd_d2.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -187,7 +188,7 @@ def train(
         shutil.rmtree(run.folder)
     record = {"settings": run.settings(), "seconds": None}
     run.folder.mkdir(parents=True)
-    run.record.write_text(json.dumps(record, indent=1))  # at once: it marks the folder
+    write_text(run.record, json.dumps(record, indent=1))  # at once: it marks the folder
 
     command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
     command += ["--config-file", str(run.config_file), *map(str, run.options)]
@@ -223,7 +224,7 @@ def train(
             f"more of which are in {log}:\n{''.join(tail)}"
         )
     record["seconds"] = time.monotonic() - start
-    run.record.write_text(json.dumps(record, indent=1))
+    write_text(run.record, json.dumps(record, indent=1))
     say(f"finished in {format_time(record['seconds'])}; log: {run.folder / 'log.txt'}")
 
 

@@ -13,13 +13,13 @@ A pool is a COCO JSON file. Beyond COCO's keys
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
 from hkd_d2.data.datasets.coco import load_coco, read_coco
+from hkd_d2.files import written_beside
 
 FORMAT = "hkd_d2 pseudo-label pool"
 _INFO = {"teacher_sha256": str, "score_threshold": (int, float), "image_root": str}
@@ -132,17 +132,9 @@ def write_pool(path: str, pool: dict) -> None:
         ValueError: ``path`` holds something else than a pool.
     """
     check_pool_target(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path), suffix=".part")
-    try:
-        with open(handle, "w", encoding="utf-8") as f:
-            json.dump(pool, f)
-        os.chmod(part, 0o644)  # mkstemp's file is the owner's alone
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with written_beside(path) as part, open(part, "w", encoding="utf-8") as f:
+        json.dump(pool, f)
 
 
 def read_pool(path: str) -> Pool:

@@ -16,7 +16,6 @@ import detectron2.utils.comm as comm
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -38,6 +37,7 @@ from hkd_d2.evaluation.protocols import (
     select_protocol,
     select_setups,
 )
+from hkd_d2.files import write_text
 
 __all__ = ["EXTRA_KEYS", "PedestrianEvaluator", "coco_ground_truth"]
 
@@ -232,10 +232,9 @@ class PedestrianEvaluator(DatasetEvaluator):
 
     def _write(self, what: str, content) -> None:
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
+            os.makedirs(self._output_dir, exist_ok=True)
             path = os.path.join(self._output_dir, f"{what}_{self._dataset_name}.json")
-            with PathManager.open(path, "w") as file:
-                json.dump(content, file)
+            write_text(path, json.dumps(content))
             logger.info("Wrote %s", path)
 
 

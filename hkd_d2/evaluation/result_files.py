@@ -37,6 +37,7 @@ from hkd_d2.evaluation.miss_rate import (
     load_detections,
 )
 from hkd_d2.evaluation.protocols import CITYPERSONS, CrowdHumanProtocol, Protocol
+from hkd_d2.files import write_text
 
 __all__ = [
     "read_caltech",
@@ -105,7 +106,7 @@ def write_coco(path: str | os.PathLike, detections: Detections, ground_truth: Gr
         }
         for row in detections
     ]
-    Path(path).write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(rows, allow_nan=False))
 
 
 def _check(detections: Detections, ground_truth: GroundTruth, source: str) -> None:
@@ -247,7 +248,7 @@ def write_caltech(
             for row in by_image[frames[frame]]
             for x, y, w, h in [row["bbox"]]
         ]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _videos(ground_truth: GroundTruth) -> dict[tuple[str, str], dict[int, int]]:
@@ -336,7 +337,7 @@ def write_crowdhuman(
         ]
         size = {"height": image["height"], "width": image["width"]}
         lines.append(json.dumps({"ID": _stem(image), **size, "dtboxes": boxes}))
-    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 # --------------------------------------------------------------------------------------- shared

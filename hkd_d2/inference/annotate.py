@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from hkd_d2.files import write_text, written_beside
 from hkd_d2.inference.detections import Detections
 from hkd_d2.inference.detector import Detector
 from hkd_d2.inference.drawing import draw_side_by_side
@@ -98,7 +99,7 @@ def annotate(
                 summary.written.append(copy)
     for name, record in records.items():
         path = out / ("detections.json" if len(records) == 1 else f"detections_{name}.json")
-        path.write_text(json.dumps(record.content(), allow_nan=False), encoding="utf-8")
+        write_text(path, json.dumps(record.content(), allow_nan=False))
         summary.written.append(path)
     return summary
 
@@ -151,7 +152,8 @@ class _Copy:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if fps is None:
-            Image.fromarray(image).save(self.path, quality=JPEG_QUALITY)
+            with written_beside(self.path) as part:
+                Image.fromarray(image).save(part, quality=JPEG_QUALITY)
             self.frames = 1
             return
         # The codec takes even sides, and OpenCV would cut the odd row off.

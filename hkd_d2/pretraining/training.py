@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hkd_d2.distillation.term import one_of
+from hkd_d2.files import written_beside
 from hkd_d2.pretraining.images import open_images
 from hkd_d2.pretraining.losses import (
     class_loss,
@@ -91,8 +92,10 @@ def pretrain(cfg: CfgNode) -> dict[str, float]:
 
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(parents=True, exist_ok=True)
-    torch.save({k: n.state_dict() for k, n in networks.items()}, output / "classifiers.pth")
-    torch.save(backbone_weights(student), output / "backbone.pth")
+    states = {role: network.state_dict() for role, network in networks.items()}
+    for name, content in (("classifiers", states), ("backbone", backbone_weights(student))):
+        with written_beside(output / f"{name}.pth") as part:
+            torch.save(content, part)
     accuracies = {role: accuracy(n, val, node.BATCH_SIZE) for role, n in networks.items()}
     logger.info("Right on the validation images: %s", accuracies)
     return accuracies

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
+from hkd_d2.files import write_text
 from hkd_d2.visualization.curves import plot_miss_rate
 from hkd_d2.visualization.detections import STYLES
 from hkd_d2.visualization.errors import (
@@ -129,8 +130,7 @@ def write_error_page(
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(page)
+    write_text(path, page)
 
 
 class ImageFolder:
