@@ -111,14 +111,14 @@ def plain_steps(ground_truth, detections):
     }
 
 
-def check_equal(native, reference, plain):
+def check_equal(compiled, reference, plain):
     for name, expected in reference.items():
         for field in ("scores", "fppi", "miss", "reference_miss"):
-            ours, theirs = getattr(native[name], field), getattr(expected, field)
+            ours, theirs = getattr(compiled[name], field), getattr(expected, field)
             if ours.tobytes() != theirs.tobytes():
-                sys.exit(f"{field} of setup {name} differs between native and reference.")
-        if native[name].miss_rate != expected.miss_rate:
-            sys.exit(f"The miss rate of setup {name} differs between native and reference.")
+                sys.exit(f"{field} of setup {name} differs between compiled and reference.")
+        if compiled[name].miss_rate != expected.miss_rate:
+            sys.exit(f"The miss rate of setup {name} differs between compiled and reference.")
         if plain and plain[name] != expected.reference_miss.tolist():
             sys.exit(f"The misses of setup {name} differ between reference and plain Python.")
 
@@ -156,24 +156,24 @@ def main(argv=None):
         f"best of {args.repeats}, plain Python once\n"
     )
     print(
-        f"{'detections':>11} {'images':>7}  {'native ms':>10} {'reference ms':>13} "
-        f"{'plain ms':>9} {'reference/native':>17} {'plain/native':>13} {'memory MiB':>11}"
+        f"{'detections':>11} {'images':>7}  {'compiled ms':>10} {'reference ms':>13} "
+        f"{'plain ms':>9} {'reference/compiled':>17} {'plain/compiled':>13} {'memory MiB':>11}"
     )
     for number, size in enumerate(args.detections):
         rows = draw_set(size, args.seed)
 
-        def native(rows=rows):
-            return evaluate_miss_rate(*rows, impl="native")
+        def compiled(rows=rows):
+            return evaluate_miss_rate(*rows, impl="compiled")
 
         def reference(rows=rows):
             return evaluate_miss_rate(*rows, impl="reference")
 
-        peak = peak_memory(native)
+        peak = peak_memory(compiled)
         seconds = plain = None
         if number == 0:
             seconds, plain = timed(lambda rows=rows: plain_steps(*rows))
-        check_equal(native(), reference(), plain)
-        ours = min(timed(native)[0] for _ in range(args.repeats))
+        check_equal(compiled(), reference(), plain)
+        ours = min(timed(compiled)[0] for _ in range(args.repeats))
         numpy = min(timed(reference)[0] for _ in range(args.repeats))
         columns = ("-", "-")
         if seconds is not None:

@@ -1,7 +1,7 @@
 """Pedestrian evaluation: log-average miss rate (NumPy alone) and a Detectron2 evaluator.
 
 The evaluator is imported on first use, so that :mod:`hkd_d2.evaluation.miss_rate` works where
-neither PyTorch nor Detectron2 is installed; so are CrowdHuman's scores, which need SciPy.
+neither PyTorch nor Detectron2 is installed; so are CrowdHuman's scores.
 """
 
 import importlib
@@ -31,7 +31,9 @@ from hkd_d2.evaluation.protocols import (
 
 _ON_FIRST_USE = {
     "PedestrianEvaluator": "evaluator",
+    "check_test_set": "evaluator",
     "coco_ground_truth": "evaluator",
+    "pedestrian_class": "evaluator",
     "CrowdHumanResult": "crowdhuman",
     "evaluate_crowdhuman": "crowdhuman",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Protocol",
     "Setup",
     "SetupMatches",
+    "check_test_set",
     "coco_ground_truth",
     "describe_ranges",
     "evaluate_crowdhuman",
@@ -57,6 +60,7 @@ __all__ = [
     "load_detections",
     "load_ground_truth",
     "match_setup",
+    "pedestrian_class",
     "select_protocol",
     "select_setups",
 ]

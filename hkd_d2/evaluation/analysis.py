@@ -35,15 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from hkd_d2.evaluation.miss_rate import (
-    MIN_OVERLAP,
-    PEDESTRIAN,
-    Setup,
-    SetupMatches,
-    match_setup,
-    overlaps,
-)
-from hkd_d2.evaluation.protocols import CITYPERSONS, Protocol
+from hkd_d2.evaluation.matching import MIN_OVERLAP, overlaps
+from hkd_d2.evaluation.miss_rate import SetupMatches, match_setup
+from hkd_d2.evaluation.protocols import CITYPERSONS, Protocol, Setup
 
 __all__ = [
     "FALSE_POSITIVE_KINDS",
@@ -250,7 +244,7 @@ def analyze_errors(
 
     Raises:
         ValueError: malformed input, naming the row; no countable pedestrian; no detection of
-            category 1; an ``fppi`` that is not positive; a negative ``worst``.
+            pedestrians; an ``fppi`` that is not positive; a negative ``worst``.
     """
     if not 0 < fppi < math.inf:
         raise ValueError(f"fppi is {fppi!r}; give a positive number of false positives per image.")
@@ -260,10 +254,10 @@ def analyze_errors(
     annotations = ground_truth["annotations"]
     if not len(matches.pedestrian):
         raise ValueError("The setup counts no pedestrian of the ground truth; choose another.")
-    if not any(row["category_id"] == PEDESTRIAN for row in detections):
+    if np.isnan(matches.detection_box[:, 0]).all():
         raise ValueError(
-            f"There is no detection of category {PEDESTRIAN}, the pedestrians; check the "
-            "detector's score threshold and its category ids."
+            "There is no detection of pedestrians; check the detector's score threshold and its "
+            "category ids."
         )
 
     over = int(np.searchsorted(matches.fppi, fppi, side="right"))

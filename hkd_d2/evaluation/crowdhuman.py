@@ -23,19 +23,17 @@ CVPR 2020; the table of sources is in :mod:`hkd_d2.evaluation.protocols`):
     detections that lie by more than half of their own area in an ignored box are not counted in m
     and n. The mean is over images with any m or n, and JI is the best threshold's.
 
-Needs NumPy and SciPy.
+Needs NumPy, and SciPy for the matching of the Jaccard index.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from hkd_d2.evaluation.miss_rate import NATIVE, _read_detections, _read_ground_truth
+from hkd_d2.evaluation.coco_rows import read_found, read_truth
 from hkd_d2.evaluation.protocols import CrowdHumanProtocol, select_protocol
 
 __all__ = ["SCORE_THRESHOLDS", "CrowdHumanResult", "evaluate_crowdhuman"]
@@ -84,8 +82,8 @@ def evaluate_crowdhuman(
     """Compute CrowdHuman's three scores. The arguments are not changed.
 
     Args:
-        ground_truth: COCO-style; images have ``width`` and ``height``, annotations of category 1
-            have ``bbox`` (the full body) and, where it is not 0, ``ignore``.
+        ground_truth: COCO-style; images have ``width`` and ``height``, annotations have
+            ``bbox`` (the full body) and, where they are not 0, ``ignore`` and ``iscrowd``.
         detections: COCO results; those of other categories do not count.
         protocol: the rules.
 
@@ -97,13 +95,13 @@ def evaluate_crowdhuman(
         raise ValueError(
             f"protocol {protocol.name!r} is not CrowdHuman's; call evaluate_miss_rate."
         )
-    truth = _read_ground_truth(ground_truth, "ground truth", protocol, NATIVE)
-    found = _read_detections(detections, truth, "detections", NATIVE)
+    truth = read_truth(ground_truth, "ground truth", protocol)
+    found = read_found(detections, truth, "detections")
     boxes, people = _corners(found.box), _corners(truth.box)
     if protocol.clip_to_image:
         boxes = _cut(boxes, truth.image_size[found.image])
         people = _cut(people, truth.image_size[truth.image])
-    ignore = truth.ignore if truth.has_category else np.ones_like(truth.ignore)
+    ignore = truth.ignore
 
     order = np.lexsort((-found.score, found.image))
     images = np.arange(len(truth.image_index) + 1)
@@ -196,14 +194,29 @@ class _Crowd:
         enough = overlap > self._protocol.min_overlap
         if not enough.any():
             return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+        optimize, sparse = _import_scipy()
         if self._protocol.matching == "cardinality":
-            column = maximum_bipartite_matching(csr_array(enough), perm_type="column")
+            column = sparse.csgraph.maximum_bipartite_matching(
+                sparse.csr_array(enough), perm_type="column"
+            )
             rows = np.flatnonzero(column >= 0)
             return rows, column[rows]
         # Pairs that overlap too little weigh nothing, so that they never displace another.
-        rows, columns = linear_sum_assignment(np.where(enough, overlap, 0), maximize=True)
+        rows, columns = optimize.linear_sum_assignment(np.where(enough, overlap, 0), maximize=True)
         kept = enough[rows, columns]
         return rows[kept], columns[kept]
+
+
+def _import_scipy() -> tuple[ModuleType, ModuleType]:
+    # On first use: every other score needs NumPy alone, and SciPy takes a quarter of a second.
+    try:
+        import scipy.optimize
+        import scipy.sparse.csgraph
+    except ModuleNotFoundError:
+        raise ImportError(
+            "CrowdHuman's scores need SciPy, which is not installed; run 'pip install scipy'."
+        ) from None
+    return scipy.optimize, scipy.sparse
 
 
 def _miss_at_references(fppi: np.ndarray, miss: np.ndarray, references) -> np.ndarray:

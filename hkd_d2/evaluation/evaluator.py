@@ -13,21 +13,18 @@ from dataclasses import replace
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from hkd_d2.data.annotation_rules import ignore_flags, pedestrian_category
+from hkd_d2.evaluation.coco_rows import PEDESTRIAN, check_ground_truth, read_truth
 from hkd_d2.evaluation.crowdhuman import CrowdHumanResult, evaluate_crowdhuman
-from hkd_d2.evaluation.miss_rate import (
-    PEDESTRIAN,
-    MissRateResult,
-    check_ground_truth,
-    evaluate_miss_rate,
-    format_table,
-)
+from hkd_d2.evaluation.matching import countable
+from hkd_d2.evaluation.miss_rate import MissRateResult, evaluate_miss_rate, format_table
 from hkd_d2.evaluation.protocols import (
     CITYPERSONS,
     MISSING_POINTS,
@@ -39,7 +36,13 @@ from hkd_d2.evaluation.protocols import (
 )
 from hkd_d2.files import write_text
 
-__all__ = ["EXTRA_KEYS", "PedestrianEvaluator", "coco_ground_truth"]
+__all__ = [
+    "EXTRA_KEYS",
+    "PedestrianEvaluator",
+    "check_test_set",
+    "coco_ground_truth",
+    "pedestrian_class",
+]
 
 # What some protocols read of an annotation, passed on as it is.
 EXTRA_KEYS = ("occlusion", "truncation", "label")
@@ -66,7 +69,7 @@ class PedestrianEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         missing_point: str | None = None,
         setups: Mapping[str, Setup] | Iterable[str] | None = None,
-        category: int = 0,
+        category: int | None = None,
         predicted_class: int | None = None,
         protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
     ):
@@ -74,13 +77,15 @@ class PedestrianEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a dataset in ``DatasetCatalog``; :func:`coco_ground_truth` says which keys
                 of its records are read.
-            output_dir: where ``detections_<dataset>.json`` (COCO results, category 1) and
+            output_dir: where ``detections_<dataset>.json`` (COCO results, of the category that the
+                pedestrians have in the data set's own file, else 1) and
                 ``miss_rate_<dataset>.json`` (scores, curves and rules) go; None writes nothing.
             missing_point: a key of :data:`hkd_d2.evaluation.protocols.MISSING_POINTS`; None for the
                 protocol's.
             setups: names out of the protocol's setups, or setups of your own by name; None for all
                 of the protocol's.
-            category: contiguous class index of the pedestrians.
+            category: contiguous class index of the pedestrians; None for the one that the data
+                set's class names tell (:func:`pedestrian_class`).
             predicted_class: the detector's own index of that class where its class list is another,
                 as a COCO model's; None for ``category``.
             protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
@@ -101,7 +106,9 @@ class PedestrianEvaluator(DatasetEvaluator):
         self._protocol = protocol
         self._dataset_name = dataset_name
         self._output_dir = output_dir
+        category = pedestrian_class(dataset_name) if category is None else category
         self._predicted_class = category if predicted_class is None else predicted_class
+        self._file_category = _file_category(dataset_name, category)
         self._ground_truth = coco_ground_truth(DatasetCatalog.get(dataset_name), category, protocol)
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
         self.reset()
@@ -151,7 +158,8 @@ class PedestrianEvaluator(DatasetEvaluator):
                 self._dataset_name,
             )
         detections = [row for image in sorted(by_image) for row in by_image[image]]
-        self._write("detections", detections)
+        own = {"category_id": self._file_category}
+        self._write("detections", [row | own for row in detections])
 
         if isinstance(self._protocol, CrowdHumanProtocol):
             scores = {"crowdhuman": self._score_crowdhuman(detections)}
@@ -238,6 +246,68 @@ class PedestrianEvaluator(DatasetEvaluator):
             logger.info("Wrote %s", path)
 
 
+def pedestrian_class(dataset_name: str) -> int:
+    """Contiguous class index of the pedestrians of a registered data set; 0 without class names.
+
+    Raises:
+        ValueError: the class names do not tell; the message lists them.
+    """
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if not names:
+        return 0
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    return pedestrian_category(categories, range(len(names)), f"Data set {dataset_name!r}")
+
+
+def _file_category(dataset_name: str, category: int) -> int:
+    """The category's id in the data set's own file."""
+    numbers = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id", {})
+    return next((own for own, number in numbers.items() if number == category), PEDESTRIAN)
+
+
+def check_test_set(
+    dataset_name: str,
+    records: list[dict],
+    protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+) -> dict[str, int]:
+    """Check that a test set has somebody to find, before hours go into a model for it.
+
+    Args:
+        dataset_name: a registered data set.
+        records: its records.
+        protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
+
+    Returns:
+        How many pedestrians each setup counts, before any rule that asks what was detected.
+
+    Raises:
+        ValueError: no setup counts anybody; the message says why.
+    """
+    protocol = select_protocol(protocol)
+    category = pedestrian_class(dataset_name)
+    truth = read_truth(coco_ground_truth(records, category, protocol), "the ground truth", protocol)
+    if isinstance(protocol, CrowdHumanProtocol):
+        counts = {"all": int((~truth.ignore).sum())}
+    else:
+        counts = {
+            name: int(countable(setup, truth, protocol).sum())
+            for name, setup in protocol.setups.items()
+        }
+    if not any(counts.values()):
+        rows, ignored = len(truth.ignore), int(truth.ignore.sum())
+        why = (
+            "it has no box of a pedestrian"
+            if not rows
+            else f"of its {rows} boxes of pedestrians {ignored} are ignored, and the others lie "
+            f"outside the ranges of the setups {', '.join(counts)}"
+        )
+        raise ValueError(
+            f"Test set {dataset_name!r} has nobody to find by protocol {protocol.name!r}: {why}; "
+            "choose another DATASETS.TEST or HKD.EVALUATION.PROTOCOL, or leave DATASETS.TEST empty."
+        )
+    return counts
+
+
 def coco_ground_truth(
     dataset_dicts: list[dict],
     category: int = 0,
@@ -245,15 +315,16 @@ def coco_ground_truth(
 ) -> dict[str, Any]:
     """Turn Detectron2 records into ground truth for :func:`evaluate_miss_rate`.
 
-    The result has the layout of CityPersons' ``val_gt.json``: annotations with ``id`` (from 1, in
-    order), ``image_id``, ``category_id`` 1, ``iscrowd``, ``ignore``, ``bbox`` [x, y, w, h],
-    ``height`` and ``vis_ratio``, and what else of :data:`EXTRA_KEYS` a record has.
+    The result has the layout of CityPersons' ``val_gt.json``: annotations with ``id`` (the
+    records' own where all have one and no two the same, else from 1, in order), ``image_id``,
+    ``category_id`` 1, ``iscrowd``, ``ignore``, ``bbox`` [x, y, w, h], ``height`` and
+    ``vis_ratio``, and what else of :data:`EXTRA_KEYS` a record has.
 
     Args:
         dataset_dicts: records with ``file_name``, ``image_id`` (int), ``height``, ``width`` and
             ``annotations``, each with ``bbox``, ``bbox_mode`` (XYWH_ABS or XYXY_ABS) and
             ``category_id``, and where it applies ``iscrowd``, ``ignore`` (0 or 1; a crowd is
-            ignored in any case) and ``vis_ratio`` (1 where missing).
+            ignored in any case), ``vis_ratio`` (1 where missing) and ``height`` (the box's).
         category: contiguous index of the pedestrians; annotations of other classes are left out.
         protocol: by whose rules the result will be evaluated: what it has to have.
 
@@ -277,20 +348,24 @@ def coco_ground_truth(
             if annotation["category_id"] != category:
                 continue
             box = _xywh(annotation, record["file_name"])
-            crowd = int(annotation.get("iscrowd", 0))
+            ignore, crowd = ignore_flags(annotation, f"An annotation of {record['file_name']}")
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
+                    "id": annotation.get("id"),
                     "image_id": record["image_id"],
                     "category_id": PEDESTRIAN,
                     "iscrowd": crowd,
-                    "ignore": int(annotation.get("ignore", 0) or crowd),
+                    "ignore": int(ignore or crowd),
                     "bbox": box,
-                    "height": box[3],
+                    "height": annotation.get("height", box[3]),
                     "vis_ratio": annotation.get("vis_ratio", 1.0),
                 }
                 | {key: annotation[key] for key in EXTRA_KEYS if key in annotation}
             )
+    ids = {row["id"] for row in annotations}
+    if None in ids or len(ids) < len(annotations):
+        for number, row in enumerate(annotations, 1):
+            row["id"] = number
     ground_truth = {
         "images": images,
         "categories": [{"id": PEDESTRIAN, "name": "pedestrian"}],
@@ -340,10 +415,10 @@ def _coco_detections(instances: Instances, image_id: int, category: int) -> list
 
 
 def _coco_average_precision(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
-    # pycocotools overwrites ``ignore`` by ``iscrowd``, wants areas, and ids of detections from 1.
+    # pycocotools overwrites ``ignore`` by ``iscrowd``, and wants areas and ids from 1.
     truth = [
-        row | {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": row["ignore"]}
-        for row in ground_truth["annotations"]
+        row | {"id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": row["ignore"]}
+        for number, row in enumerate(ground_truth["annotations"], 1)
     ]
     found = [
         row | {"id": number, "area": row["bbox"][2] * row["bbox"][3]}

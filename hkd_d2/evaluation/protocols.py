@@ -112,7 +112,8 @@ class Protocol:
         name: key in :data:`PROTOCOLS`.
         source: the code whose behaviour it is.
         setups: what is reported, by name.
-        annotation_keys: what an annotation has to have beside ``bbox``.
+        annotation_keys: what is read of an annotation beside ``bbox``. ``height`` and ``vis_ratio``
+            have defaults (:mod:`hkd_d2.data.annotation_rules`), others have to be there.
         max_detections: of an image, by score; None for all.
         height_slack: detections may miss the setup's heights by this factor, others are dropped;
             None keeps all.
@@ -135,6 +136,11 @@ class Protocol:
             one stay. None: all stay.
         skip_undetected: pedestrians in images without any detection do not count. Their images
             still divide the false positives.
+        id_zero_is_unmatched: a detection that takes the annotation of ``id`` 0 is a false positive,
+            as in the published Python scripts, which store the id of the match and ask whether
+            it is true. Their benchmarks' files number from 1, but for KAIST's.
+        height_scale: pixels of the evaluated images over those of the benchmark's. The heights of
+            the setups and the border have been multiplied by it; see :meth:`scaled`.
         missing_point: key of :data:`MISSING_POINTS`.
         reference_fppi: the nine values of FPPI.
         miss_floor: a miss is at least this much before its logarithm is taken.
@@ -156,9 +162,36 @@ class Protocol:
     ignored_overlap: str = "detection"
     labels: tuple[str, ...] | None = None
     skip_undetected: bool = False
+    id_zero_is_unmatched: bool = False
+    height_scale: float = 1.0
     missing_point: str = "official"
     reference_fppi: tuple[float, ...] = ROUNDED_FPPI
     miss_floor: float = 0.0
+
+    def scaled(self, height_scale: float) -> "Protocol":
+        """The same rules for images of another size.
+
+        Args:
+            height_scale: pixels of the evaluated images over those of the benchmark's: 0.5 for
+                images, annotations and detections of half the width and height.
+
+        Raises:
+            ValueError: a scale that is not positive and finite.
+        """
+        if not 0 < height_scale < NO_LIMIT:
+            raise ValueError(
+                f"The height scale is {height_scale!r}; give the evaluated images' height over "
+                "that of the benchmark's images, for example 0.5."
+            )
+        return replace(
+            self,
+            setups={
+                name: replace(setup, height=tuple(_scale(h, height_scale) for h in setup.height))
+                for name, setup in self.setups.items()
+            },
+            border=self.border and tuple(bound * height_scale for bound in self.border),
+            height_scale=self.height_scale * height_scale,
+        )
 
     def rules(self) -> dict[str, Any]:
         """Every switch by its name, for JSON."""
@@ -173,6 +206,11 @@ class Protocol:
             f"detections of an image: {_first(self.max_detections)}",
             f"heights of detections: {self._heights()}",
         ]
+        if self.height_scale != 1:
+            lines.append(
+                f"height scale: {self.height_scale:g}, the setups' heights and the border are the "
+                "benchmark's times that"
+            )
         if self.border:
             x0, y0, x1, y1 = (f"{bound:g}" for bound in self.border)
             lines.append(f"ground truth outside x {x0} to {x1}, y {y0} to {y1}: ignored")
@@ -189,6 +227,8 @@ class Protocol:
             lines.append(f"ground truth left out: all labels but {', '.join(self.labels)}")
         if self.skip_undetected:
             lines.append("pedestrians of images without any detection: do not count")
+        if self.id_zero_is_unmatched:
+            lines.append("a match with the annotation of id 0: a false positive")
         exact = "" if self.reference_fppi == ROUNDED_FPPI else ", not rounded"
         lines.append(f"reference points: nine from FPPI 0.01 to 1{exact}")
         lines.append(f"missing reference points: {MISSING_POINTS[self.missing_point]}")
@@ -202,6 +242,10 @@ class Protocol:
         lowest = "above" if self.lowest_is_dropped else "from"
         slack = f"{self.height_slack:g}"
         return f"{lowest} the setup's lowest / {slack}, below its highest x {slack}"
+
+
+def _scale(height: float, scale: float) -> float:
+    return height if height >= NO_LIMIT else height * scale
 
 
 def _first(count: int | None) -> str:
@@ -374,6 +418,7 @@ _KAIST = Protocol(
     height_slack=None,
     border=(5, 5, 635, 507),
     skip_undetected=True,
+    id_zero_is_unmatched=True,
 )
 
 PROTOCOLS: Mapping[str, Protocol | CrowdHumanProtocol] = MappingProxyType(

@@ -28,11 +28,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hkd_d2.evaluation.miss_rate import (
+from hkd_d2.data.annotation_rules import is_finite
+from hkd_d2.data.text_files import parse_json, read_json, read_text
+from hkd_d2.evaluation.coco_rows import (
     PEDESTRIAN,
-    _check_box,
-    _is_finite,
-    _load_json,
+    check_box,
     check_detections,
     load_detections,
 )
@@ -85,7 +85,7 @@ def read_coco(path: str | os.PathLike, ground_truth: GroundTruth) -> Detections:
         FileNotFoundError: there is no such file.
         ValueError: a bad row, with file and row.
     """
-    detections = _load_json(path)
+    detections = read_json(path)
     _check(detections, ground_truth, str(path))
     return detections
 
@@ -216,7 +216,7 @@ def read_caltech(folder: str | os.PathLike, ground_truth: GroundTruth) -> Detect
             except ValueError:
                 raise ValueError(f"{where} is {line!r}; give frame, x, y, w, h, score.") from None
             box = [x - 1, y - 1, w, h]
-            _check_box(box, where)
+            check_box(box, where)
             if not math.isfinite(score):
                 raise ValueError(f"{where} has score {score!r}; make it a finite number.")
             if frame - 1 not in frames:
@@ -283,10 +283,7 @@ def read_crowdhuman(path: str | os.PathLike, ground_truth: GroundTruth) -> Detec
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not valid JSON ({error}); export it again.") from None
+        content = parse_json(line, where)
         name = content.get("ID") if isinstance(content, dict) else None
         if not isinstance(name, str) or not isinstance(content.get("dtboxes"), list):
             raise ValueError(f"{where} has no text 'ID' and list 'dtboxes'; export it again.")
@@ -302,8 +299,8 @@ def read_crowdhuman(path: str | os.PathLike, ground_truth: GroundTruth) -> Detec
             inner = f"{where}: dtboxes[{box_number}]"
             if not isinstance(row, dict) or not {"box", "score"} <= row.keys():
                 raise ValueError(f"{inner} is {row!r}; make it an object with box and score.")
-            _check_box(row["box"], inner)
-            if not _is_finite(row["score"]):
+            check_box(row["box"], inner)
+            if not is_finite(row["score"]):
                 raise ValueError(f"{inner} has score {row['score']!r}; make it a finite number.")
             if row.get("tag", PEDESTRIAN) != PEDESTRIAN:
                 raise ValueError(f"{inner} has tag {row['tag']!r}; keep persons alone, tag 1.")
@@ -344,10 +341,7 @@ def write_crowdhuman(
 
 
 def _read_lines(path: str | os.PathLike) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file ({error}); export it again.") from None
+    return read_text(path).split("\n")
 
 
 def _detection(image_id: int, box: list[float], score: float) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def test_json_is_strict(errors):
     ("change", "message"),
     [
         ({"setup": Setup((900, 1e10), (0, 1))}, "no pedestrian"),
-        ({"detections": DETECTIONS[7:]}, "no detection of category 1"),
+        ({"detections": DETECTIONS[7:]}, "no detection of pedestrians"),
         ({"detections": [found(77, (0, 0, 9, 30), 0.5)]}, "image 77"),
         ({"fppi": 0}, "fppi is 0"),
         ({"worst": -1}, "worst is -1"),

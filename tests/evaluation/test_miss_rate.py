@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.plain_miss_rate import plain_miss_rate
 from helpers.published_data import CITYPERSONS, needs_citypersons
+from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation.miss_rate import (
     REFERENCE_FPPI,
     SETUPS,
@@ -108,8 +110,13 @@ def test_rule_for_missing_points_cannot_matter_from_100_images_on(caplog):
     ]
     assert rates[0] == rates[1] == pytest.approx(50, rel=1e-14)
     assert not caplog.records
-    evaluate(people, detections, images=99)
+    result = evaluate(people, detections, images=99)
+    assert result.missing_points == 1
+    assert "Reasonable lacks 1 of the 9 reference points" in caplog.text
     assert "99 images" in caplog.text and "'official'" in caplog.text
+    caplog.clear()  # where the curve starts with a person, no point is missing
+    assert evaluate(people, detections[1:], images=99).missing_points == 0
+    assert not caplog.records
 
 
 def test_every_image_of_the_ground_truth_divides_the_false_positives():
@@ -231,6 +238,73 @@ def test_without_a_countable_box_the_result_is_minus_100():
     assert (result.miss_rate, result.num_ground_truth) == (-100.0, 0)
 
 
+@pytest.mark.parametrize(
+    ("people", "detections", "message"),
+    [
+        (
+            [],
+            [found(1, BOX, 0.9)],
+            "counts in Reasonable: the ground truth has no box",
+        ),
+        ([person(1, BOX, ignore=1)], [found(1, BOX, 0.9)], "Reasonable: all 1 boxes .* ignored"),
+        (
+            [person(1, (0, 0, 20, 30)), person(1, BOX, ignore=1)],
+            [found(1, BOX, 0.9)],
+            "Reasonable: the 1 boxes that the file does not ignore lie .*heights 30 to 30",
+        ),
+        ([person(1, BOX)], [], "no detection of pedestrians"),
+        ([person(1, BOX)], [found(2, BOX, 0.9)], "No detection lies in an image with pedestrians"),
+    ],
+)
+def test_it_is_said_why_nothing_counts(caplog, people, detections, message):
+    evaluate(people, detections)
+    assert re.search(message, caplog.text), caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_the_pedestrians_category_may_have_any_id(number):
+    rows = [person(1, BOX, category_id=number), person(2, BOX, category_id=7)]
+    ground_truth = truth(rows) | {
+        "categories": [{"id": number, "name": "person"}, {"id": 7, "name": "rider"}]
+    }
+    for category in {number, 1}:  # this package's own files have 1
+        detections = [found(1, BOX, 0.9, category=category)]
+        result = assert_same_bits(ground_truth, detections)["Reasonable"]
+        assert (result.miss_rate, result.num_ground_truth) == (0, 1)
+    ground_truth["categories"][0]["name"] = "walker"
+    with pytest.raises(ValueError, match=f"{number} 'walker', 7 'rider'"):
+        evaluate_miss_rate(ground_truth, [])
+
+
+def test_crowds_are_ignored_whether_or_not_the_row_says_ignore():
+    crowd = person(1, (200, 0, 200, 150), iscrowd=1)
+    for row in (crowd, {key: value for key, value in crowd.items() if key != "ignore"}):
+        result = assert_same_bits(truth([person(1, BOX), row]), [found(1, BOX, 0.9)])
+        assert (result["All"].miss_rate, result["All"].num_ground_truth) == (0, 1)
+
+
+def test_height_and_visibility_have_the_defaults_of_training(tmp_path, caplog):
+    plain, hidden = person(1, BOX), person(2, BOX, vis_bbox=[*BOX[:3], BOX[3] / 2])
+    for row in (plain, hidden):
+        del row["height"], row["vis_ratio"]
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(truth([plain, hidden])))
+    ground_truth = load_ground_truth(path)
+    assert caplog.text.count("of 2 pedestrians 2 have no height") == 1
+    assert "1 have no visible share: they count as wholly visible" in caplog.text
+    results = assert_same_bits(ground_truth, [found(1, BOX, 0.9)])
+    counts = {name: results[name].num_ground_truth for name in ("Reasonable", "heavy", "All")}
+    assert counts == {"Reasonable": 1, "heavy": 1, "All": 2}
+
+
+def test_files_with_a_byte_order_mark_are_read(tmp_path):
+    for name, content in (("gt", truth([person(1, BOX)])), ("found", [found(1, BOX, 0.9)])):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8-sig")
+    ground_truth = load_ground_truth(tmp_path / "gt")
+    assert load_detections(tmp_path / "found", ground_truth) == [found(1, BOX, 0.9)]
+
+
 def test_annotation_ids_from_zero_do_no_harm():
     ground_truth = truth([person(1, BOX), person(2, BOX)])
     for annotation in ground_truth["annotations"]:
@@ -302,7 +376,7 @@ def test_malformed_ground_truth(change, message):
         ("bbox", [1, 2, math.nan, 4], "finite"),
         ("bbox", [1, 2, -3, 4], "negative width"),
         ("category_id", "1", "category_id '1'"),
-        ("height", None, "height None"),
+        ("height", -1, "height -1"),
         ("height", 10**400, "height 10000"),
         ("vis_ratio", math.inf, "vis_ratio inf"),
         ("ignore", 2, "ignore 2"),
@@ -312,7 +386,7 @@ def test_malformed_annotation_is_named(key, value, message):
     people = [person(1, BOX), person(1, BOX) | {key: value}]
     with pytest.raises(ValueError, match=r"annotations\[1\].*" + message):
         evaluate_miss_rate(truth(people), [])
-    if key not in ("ignore",):
+    if key not in ("ignore", "height", "vis_ratio"):
         del people[1][key]
         with pytest.raises(ValueError, match=rf"annotations\[1\] has no '{key}'"):
             evaluate_miss_rate(truth(people), [])

@@ -15,6 +15,7 @@ from helpers.same_bits import assert_same_bits
 from hkd_d2.evaluation import (
     CITYPERSONS,
     PROTOCOLS,
+    SETUPS,
     Protocol,
     Setup,
     evaluate_miss_rate,
@@ -199,6 +200,40 @@ def test_pedestrians_of_images_without_detections():
     assert result.fppi.tolist() == [0, 0.01]  # over all 100 images
 
 
+def test_a_match_with_the_annotation_of_id_zero():
+    people, detections = [person(1, BOX), person(2, BOX)], [found(1, BOX, 0.9), found(2, BOX, 0.8)]
+    for switch, first_id, hits in ((False, 0, 2), (True, 1, 2), (True, 0, 1)):
+        rules = replace(CITYPERSONS, id_zero_is_unmatched=switch)
+        ground_truth = truth(people)
+        for number, row in enumerate(ground_truth["annotations"], first_id):
+            row["id"] = number
+        result = assert_same_bits(ground_truth, detections, protocol=rules)["Reasonable"]
+        assert result.num_ground_truth == result.num_detections == 2
+        assert (1 - result.miss[-1], result.fppi[-1]) == (hits / 2, (2 - hits) / 100)
+        matches = match_setup(ground_truth, detections, SETUPS["Reasonable"], rules)
+        assert np.count_nonzero(matches.annotation >= 0) == hits
+        # The person is taken all the same, so that a second detection is no match either.
+        twice = [*detections, found(1, BOX, 0.7)]
+        result = assert_same_bits(ground_truth, twice, protocol=rules)["Reasonable"]
+        assert (1 - result.miss[-1], result.fppi[-1]) == (hits / 2, (3 - hits) / 100)
+    assert PROTOCOLS["kaist"].id_zero_is_unmatched and not CITYPERSONS.id_zero_is_unmatched
+
+
+def test_heights_of_resized_images():
+    small = [person(1, (100, 100, 10, height)) for height in (24, 25, 37, 38)]
+    rules = CITYPERSONS.scaled(0.5)
+    results = evaluate_miss_rate(truth(small), [found(1, BOX, 0.9)], protocol=rules)
+    assert results["Reasonable"].num_ground_truth == 3
+    assert results["small"].num_ground_truth == 2
+    assert results["Reasonable"].setup.height == (25, 1e10)
+    assert "height scale: 0.5" in "\n".join(rules.describe())
+    assert rules.rules()["height_scale"] == 0.5
+    assert PROTOCOLS["caltech"].scaled(2).border == (8, 8, 1268, 948)
+    for scale in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="height scale is"):
+            CITYPERSONS.scaled(scale)
+
+
 def test_reference_points_exact_or_rounded():
     # One false positive on 1000 images for each of 57, then a hit: FPPI 0.057 is over 0.0562 and
     # over 10^-1.25 = 0.05623; with 17.8 per thousand the two differ: 178 of 10,000 images.
@@ -295,12 +330,9 @@ def test_kaist():
 
 def test_files_have_what_the_protocol_reads(tmp_path):
     row = person(1, BOX, occlusion=0)
-    del row["vis_ratio"]
     path = tmp_path / "gt.json"
     path.write_text(json.dumps(truth([row])))
     assert load_ground_truth(path, "kaist")["annotations"][0]["occlusion"] == 0
-    with pytest.raises(ValueError, match=r"annotations\[0\] has no 'vis_ratio'"):
-        load_ground_truth(path)
     for change, message in (
         ({"occlusion": None}, "occlusion None"),
         ({"occlusion": -1}, "occlusion -1"),
@@ -330,7 +362,7 @@ def test_what_is_refused():
         evaluate_miss_rate(truth([]), [], {"x": Setup((0, 1), occlusion=(0, 1))})
 
 
-# ------------------------------------------------------------------- native, reference and plain
+# ----------------------------------------------------------------- compiled, reference and plain
 
 BOXES = st.tuples(
     st.sampled_from([-8, 0, 4, 8, 12.5, 100, 630]),
@@ -373,6 +405,7 @@ RULES = st.builds(
     ignored_overlap=st.sampled_from(["detection", "crowd"]),
     labels=st.sampled_from([None, ("pedestrian",)]),
     skip_undetected=st.booleans(),
+    id_zero_is_unmatched=st.booleans(),
     missing_point=st.sampled_from(["official", "matlab"]),
     miss_floor=st.sampled_from([0.0, 1e-10]),
 )
@@ -385,12 +418,15 @@ RULES = st.builds(
     st.integers(1, 120),
     RULES,
     st.booleans(),
+    st.booleans(),
 )
 def test_any_rules_give_the_same_bits_and_those_of_plain_python(
-    people, detections, images, rules, resize
+    people, detections, images, rules, resize, from_zero
 ):
     rules = replace(rules, resize_detections=resize and rules.aspect_ratio is not None)
     ground_truth = truth(people, max(images, 7))
+    for row in ground_truth["annotations"]:
+        row["id"] -= from_zero
     with np.errstate(all="ignore"):
         results = assert_same_bits(ground_truth, detections, protocol=rules)
     for name, setup in GRID.items():

@@ -156,7 +156,7 @@ def test_bad_lines_of_caltech(tmp_path, line, message):
         read_caltech(tmp_path, CALTECH)
 
 
-NO_TEXT = b"\xff\xfe{}"
+NO_TEXT = b"{\xff}"
 
 
 def test_files_that_are_no_text_or_no_file(tmp_path):
@@ -173,11 +173,11 @@ def test_files_that_are_no_text_or_no_file(tmp_path):
     with pytest.raises(ValueError, match="list.txt is no text file"):
         read_citypersons_submission(tmp_path / "found.json", tmp_path / "list.txt", CITY)
     path = tmp_path / "found.json"
-    for content in (NO_TEXT, b"[" * 100_000):
+    for content in (b"{", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="found.json is not valid JSON"):
             read_results(path, CITY)
-    with pytest.raises(FileNotFoundError, match="does not exist or is no file"):
+    with pytest.raises(FileNotFoundError, match="does not exist or is not a file"):
         load_ground_truth(tmp_path)
 
 

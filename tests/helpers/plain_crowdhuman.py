@@ -9,7 +9,9 @@ def plain_crowdhuman(ground_truth, detections, matching="weight"):
     images = {image["id"]: (image, [], [], []) for image in ground_truth["images"]}
     for row in ground_truth["annotations"]:
         image, people, ignored, _ = images[row["image_id"]]
-        (ignored if row.get("ignore") else people).append(cut(row["bbox"], image))
+        (ignored if row.get("ignore") or row.get("iscrowd") else people).append(
+            cut(row["bbox"], image)
+        )
     for row in detections:
         image, _, _, found = images[row["image_id"]]
         found.append((row["score"], cut(row["bbox"], image)))

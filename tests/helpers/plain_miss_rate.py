@@ -14,7 +14,7 @@ def plain_miss_rate(ground_truth, detections, setup, missing_point="official"):
                 setup.height[0] <= row["height"] <= setup.height[1]
                 and setup.visibility[0] <= row["vis_ratio"] <= setup.visibility[1]
             )
-            ignored = bool(row.get("ignore", 0)) or not inside
+            ignored = bool(row.get("ignore") or row.get("iscrowd")) or not inside
             images[row["image_id"]][0].append((row["bbox"], ignored))
             countable += not ignored
     for row in detections:
@@ -78,7 +78,7 @@ def plain_protocol_miss_rate(ground_truth, detections, setup, rules):
         if rules.clip_to_image:
             box = plain_cut(box, images[row["image_id"]])
             height = box[3]
-        ignored = bool(row["ignore"])
+        ignored = bool(row["ignore"] or row.get("iscrowd"))
         x, y, w, h = box
         if rules.border:
             left, top, right, bottom = rules.border
@@ -99,7 +99,8 @@ def plain_protocol_miss_rate(ground_truth, detections, setup, rules):
         if rules.aspect_ratio and not ignored:
             box = plain_resize(box, rules.aspect_ratio)
         by_area = rules.ignored_overlap == "detection" or row["iscrowd"]
-        people[row["image_id"]].append((box, ignored, by_area))
+        unmatched = rules.id_zero_is_unmatched and row["id"] == 0
+        people[row["image_id"]].append((box, ignored, by_area, unmatched))
         countable += not ignored
     events = []
     for image_id in sorted(images):
@@ -119,7 +120,8 @@ def plain_protocol_miss_rate(ground_truth, detections, setup, rules):
                 if h >= setup.height[1] * rules.height_slack:
                     continue
             best, best_overlap, absorbed = None, 0.5, False
-            for number, ((gx, gy, gw, gh), ignored, by_area) in enumerate(people[image_id]):
+            for number, (person, ignored, by_area, _) in enumerate(people[image_id]):
+                gx, gy, gw, gh = person
                 across = min(x + w, gx + gw) - max(x, gx)
                 down = min(y + h, gy + gh) - max(y, gy)
                 if across <= 0 or down <= 0:
@@ -132,7 +134,7 @@ def plain_protocol_miss_rate(ground_truth, detections, setup, rules):
                     best, best_overlap = number, common / union
             if best is not None:
                 taken.add(best)
-                events.append((detection["score"], True))
+                events.append((detection["score"], not people[image_id][best][3]))
             elif not absorbed:
                 events.append((detection["score"], False))
     if not countable:
