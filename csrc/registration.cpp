@@ -15,21 +15,20 @@ PyMODINIT_FUNC PyInit__C(void) {
 STABLE_TORCH_LIBRARY(hkd_d2, m) {
   // Maps are (N, C, H, W), one a level; an empty list is an option that is not used. Adapters lie
   // in two lists without repetitions, and a level names its place in each, or -1. `saved` has what
-  // backward reads again, one a level, and last the scales of the levels. `incoming` are gradients
-  // to add to those of the student's maps, one a level, or without elements.
+  // backward reads again, one a level, and last the scales of the levels.
   m.def(
       "feature_imitation_loss(Tensor[] student, Tensor[] teacher, Tensor[] adapter_weights, "
       "Tensor[] adapter_biases, Tensor[] boxes, Tensor[] ignore_boxes, Tensor[] anchors, "
       "Tensor[] spatial_weights, Tensor[] channel_weights, Tensor? level_weights, "
       "int[] weight_of_level, int[] bias_of_level, float[] strides, int distance, bool masked, "
-      "float foreground_weight, float background_weight, bool area_weights, bool assign_all, "
+      "float foreground_weight, float background_weight, bool area_weights, "
       "bool assign_ignore_all, int rasterize, float anchor_offset, float anchor_threshold) "
       "-> (Tensor loss, Tensor[] saved)");
   m.def(
       "feature_imitation_loss_backward(Tensor grad, Tensor[] student, Tensor[] teacher, "
       "Tensor[] adapter_weights, Tensor[] adapter_biases, Tensor[] channel_weights, "
-      "Tensor[] saved, Tensor[] incoming, int[] weight_of_level, int[] bias_of_level, "
-      "int distance) -> (Tensor[] student, Tensor[] adapter_weights, Tensor[] adapter_biases)");
+      "Tensor[] saved, int[] weight_of_level, int[] bias_of_level, int distance) "
+      "-> (Tensor[] student, Tensor[] adapter_weights, Tensor[] adapter_biases)");
 
   // Regions. A map is (N, C, H, W), one a level; boxes are (R, 4), one list an image. Backward has
   // the same bits in every run where `deterministic` asks for it.

@@ -1,4 +1,4 @@
-// What is asked of tensors beside each other.
+// Device and shape predicates.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -5,7 +5,7 @@
     python tools/benchmark_ops.py --list
 
 Providers of a case are timed in one process, round by round. Each result is compared with the
-definition first. Rows are added to a CSV; the table and the picture show this run alone.
+reference first. Rows are added to a CSV; the table and the picture show this run alone.
 
 On a CPU everything runs twice, in processes of their own: with glibc's malloc told to keep freed
 memory (the table), since the page faults of fresh memory would hide everything else, and with

@@ -136,7 +136,7 @@ class Case:
         build: makes the :class:`Problem` of a :class:`Setting`.
         layouts: those that ``build`` knows.
         usual: what is usually written for it, as a function of the operator's arguments, where
-            that is not the definition.
+            that is not the reference.
         baseline: provider whose faster layout the targets divide by.
         targets: of a CPU, in float32; ``gpu_targets``: of a GPU of the H100's class.
     """

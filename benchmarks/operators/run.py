@@ -13,9 +13,9 @@ from benchmarks.operators.cases import CASES, SCALES, Case, Setting, Traffic
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
-# eager: the definition in plain PyTorch; usual: what is usually written, where that differs (RoI
+# eager: the reference in plain PyTorch; usual: what is usually written, where that differs (RoI
 # pooling as Detectron2 composes it of torchvision's roi_align; a mask times a loss of whole maps);
-# compile: torch.compile of the definition; fused: the compiled operator.
+# compile: torch.compile of the reference; fused: the fused operator.
 PROVIDERS = ("eager", "usual", "compile", "fused")
 
 # Relative error beyond which a provider does not compute the same thing. Sums in float32.
@@ -25,18 +25,18 @@ STREAM_BYTES = 1 << 28
 
 
 class Differs(Exception):
-    """A provider's result is not the definition's."""
+    """A provider's result is not the reference's."""
 
 
 def provide(provider: str, case: Case, device: torch.device):
     """The operator of a provider, or None where it has none for this case and device."""
-    definition = getattr(reference, case.operator)
+    plain = getattr(reference, case.operator)
     if provider == "eager":
-        return definition
+        return plain
     if provider == "usual":
         return case.usual
     if provider == "compile":
-        return torch.compile(definition, dynamic=False)
+        return torch.compile(plain, dynamic=False)
     compiled = (case.operator, device.type) in _library.COMPILED
     return partial(getattr(ops, case.operator), impl="fused") if compiled else None
 
@@ -49,13 +49,13 @@ def _prepare_compile():
 
 
 def _variants(case, scale, device, dtype, providers, say):
-    """(problem, operator) by (provider, layout), checked against the definition, and their extra
+    """(problem, operator) by (provider, layout), checked against the reference, and their extra
     memory."""
     problems = {
         layout: case.build(Setting(SCALES[scale], layout, device, dtype)) for layout in case.layouts
     }
-    definition = getattr(reference, case.operator)
-    expected = measure.evaluate(next(iter(problems.values())), definition)
+    plain = getattr(reference, case.operator)
+    expected = measure.evaluate(next(iter(problems.values())), plain)
     variants, memory = {}, {}
     for provider in providers:
         operator = provide(provider, case, device)
@@ -78,7 +78,7 @@ def _variants(case, scale, device, dtype, providers, say):
             error = measure.difference(results, expected)
             if not error < TOLERANCE[dtype]:
                 raise Differs(
-                    f"{case.operator} by {provider} in {layout} differs from the definition by "
+                    f"{case.operator} by {provider} in {layout} differs from the reference by "
                     f"{error:.1e} (relative); its time would mean nothing."
                 )
             del results
@@ -91,7 +91,7 @@ def run_case(name, scale, device, dtype, providers, seconds, say=print) -> Itera
     """Rows of one case: what differs from row to row of a run.
 
     Raises:
-        Differs: a provider does not agree with the definition.
+        Differs: a provider does not agree with the reference.
     """
     case = CASES[name]
     if "compile" in providers:

@@ -107,7 +107,7 @@ class TrainingStep:
     def __call__(self, batch: list[dict]) -> dict[str, float]:
         """Take one step; returns the seconds of each stage and of the whole :data:`STEP`."""
         clock, device = self.clock, self.model.device
-        implementation = _library.definitions_only() if self.reference else nullcontext()
+        implementation = _library.reference_only() if self.reference else nullcontext()
         with EventStorage(self.iteration), implementation, clock(STEP):
             autocast = torch.autocast(device.type, dtype=torch.float16, enabled=self.amp)
             with nullcontext() if self.staged else clock("student"), autocast:

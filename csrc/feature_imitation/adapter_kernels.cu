@@ -1,6 +1,6 @@
 // Levels whose student goes through a 1x1 adapter before it is compared, on the GPU.
 //
-// Only cells that count are adapted. They are the rows of a matrix (CellList), of which a block
+// Only active cells are adapted. They are the rows of a matrix (CellList), of which a block
 // takes 64 by 64 channels, sixteen steps of the depth at a time in shared memory; a thread has a
 // square of four by four. Products are taken in float32 (float64) by the ordinary units. Rows are
 // gathered from the maps as they are stored, and no adapted map exists: forward needs sums alone,
@@ -28,7 +28,7 @@ struct Rows {
 };
 
 __device__ __forceinline__ int64_t count_of_rows(const ImitationLevel& level) {
-  return level.counted.length != nullptr ? *level.counted.length : level.images * level.cells;
+  return level.active.length != nullptr ? *level.active.length : level.images * level.cells;
 }
 
 __device__ __forceinline__ int64_t place_of(const StoredMap& map, int64_t cells, int64_t cell) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ void load_rows(
     const int64_t row = first + threadIdx.x;
     int64_t cell = -1;
     if (row < count) {
-      cell = level.counted.cells != nullptr ? level.counted.cells[row] : row;
+      cell = level.active.cells != nullptr ? level.active.cells[row] : row;
     }
     rows.cell[threadIdx.x] = static_cast<int32_t>(cell);
     rows.student[threadIdx.x] = cell < 0 ? -1 : place_of(level.student, level.cells, cell);
@@ -475,19 +475,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) input_gradient_k
   const int32_t channel = first_channel + square.column;
   const int64_t* places = rows.student + square.row;
   const StoredMap& student = level.student;
-  if (level.incoming.data != nullptr) {
-    Acc other[kSide][kSide];
-    const StoredMap incoming = {
-        level.incoming, student.channels, student.channels_last, student.aligned};
-    gather(incoming, level.cells, places, channel, other);
-#pragma unroll
-    for (int i = 0; i < kSide; ++i) {
-#pragma unroll
-      for (int k = 0; k < kSide; ++k) {
-        out[i][k] += other[i][k];
-      }
-    }
-  }
   const StoredMap gradient = {
       level.gradient, student.channels, student.channels_last, student.aligned};
   scatter(gradient, level.cells, places, channel, out);

@@ -1,4 +1,4 @@
-// Mask weights of cells, painted from boxes on the GPU, and lists of the cells that count.
+// Mask weights of cells, painted from boxes on the GPU, and lists of the active cells.
 //
 // A block takes 256 cells of an image. Its threads first find, a box each, which cells a box covers
 // on the level; then each goes over these rectangles for its cell. FGFI's rule needs the best
@@ -29,14 +29,14 @@ __device__ __forceinline__ Box<T> load_box(const Numbers& boxes, int64_t index) 
 
 template <typename T>
 __device__ __forceinline__ bool is_on_level(
-    const PaintedLevels& table, int level, bool assign_all, const Box<T>& box) {
-  return !box.has_nan() && (assign_all || box_level(
-                                              static_cast<float>(box.x1),
-                                              static_cast<float>(box.y1),
-                                              static_cast<float>(box.x2),
-                                              static_cast<float>(box.y2),
-                                              table.log2_strides,
-                                              table.count) == level);
+    const PaintedLevels& table, int level, bool on_all_levels, const Box<T>& box) {
+  return !box.has_nan() && (on_all_levels || box_level(
+                                                 static_cast<float>(box.x1),
+                                                 static_cast<float>(box.y1),
+                                                 static_cast<float>(box.x2),
+                                                 static_cast<float>(box.y2),
+                                                 table.log2_strides,
+                                                 table.count) == level);
 }
 
 // `rule` is kFgfi where the box covers cells by anchors.
@@ -47,11 +47,11 @@ __device__ __forceinline__ PaintedBox painted_box(
     const Numbers& boxes,
     int64_t index,
     Rasterize rule,
-    bool assign_all) {
+    bool on_all_levels) {
   const PaintedLevel& level = table.levels[l];
   const Box<T> box = load_box<T>(boxes, index);
   PaintedBox painted{};
-  if (!is_on_level(table, l, assign_all, box)) {
+  if (!is_on_level(table, l, on_all_levels, box)) {
     return painted;
   }
   painted.weight = table.rule.foreground;
@@ -173,12 +173,12 @@ __device__ __forceinline__ void visit_boxes(
   const bool anchors = table.rule.rasterize == Rasterize::kFgfi && !ignored;
   const Rasterize rule = table.rule.rasterize == Rasterize::kFgfi && ignored ? Rasterize::kCells
                                                                              : table.rule.rasterize;
-  const bool assign_all = ignored ? table.assign_ignore_all : table.assign_all;
+  const bool on_all_levels = ignored && table.assign_ignore_all;
   for (int32_t first = 0; first < count; first += kThreads) {
     const int32_t own = first + int32_t(threadIdx.x);
     if (own < count) {
-      PaintedBox box = in_double ? painted_box<double>(table, l, boxes, own, rule, assign_all)
-                                 : painted_box<float>(table, l, boxes, own, rule, assign_all);
+      PaintedBox box = in_double ? painted_box<double>(table, l, boxes, own, rule, on_all_levels)
+                                 : painted_box<float>(table, l, boxes, own, rule, on_all_levels);
       box.least = anchors ? level.least[image.first + own] : 0;
       painted[threadIdx.x] = box;
     }
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, 2) cell_weights_kernel(
   }
 }
 
-// -------------------------------------------------------------------------------- cells that count
+// -------------------------------------------------------------------------------- active cells
 template <typename Acc>
 __device__ __forceinline__ bool counts(const ListedLevel& level, int64_t cell) {
   return cell < level.cells &&

@@ -83,7 +83,7 @@ struct Mask {
   const std::vector<double>& strides;
   std::vector<float> log2_strides;
   CellWeightRule rule;
-  bool assign_all, assign_ignore_all;
+  bool assign_ignore_all;
 
   template <typename T>
   std::vector<Box<T>> chosen(const Tensor& boxes, int level) const {
@@ -104,7 +104,7 @@ struct Mask {
       in_their_type(boxes[image], [&](auto t) {
         using T = decltype(t);
         const auto shapes = anchors.empty() ? std::vector<T>() : numbers<T>(anchors[level]);
-        paint_boxes(canvas, chosen<T>(boxes[image], assign_all ? -1 : level), shapes, rule);
+        paint_boxes(canvas, chosen<T>(boxes[image], level), shapes, rule);
       });
     }
     if (!ignore_boxes.empty()) {
@@ -136,7 +136,6 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cpu(
     double foreground_weight,
     double background_weight,
     bool area_weights,
-    bool assign_all,
     bool assign_ignore_all,
     int64_t rasterize_code,
     double anchor_offset,
@@ -162,7 +161,7 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cpu(
       rasterize_code);
   const Distance distance = static_cast<Distance>(distance_code);
 
-  Mask mask = {boxes, ignore_boxes, anchors, strides, {}, {}, assign_all, assign_ignore_all};
+  Mask mask = {boxes, ignore_boxes, anchors, strides, {}, {}, assign_ignore_all};
   mask.rule = {
       static_cast<Rasterize>(rasterize_code),
       area_weights,
@@ -250,7 +249,7 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cpu(
                          ? images * height * width > 0
                          : std::accumulate(totals[l].begin(), totals[l].end(), 0.0);
       terms *= distance == Distance::kCosine ? channels > 0 : static_cast<double>(channels);
-      // Nothing that counts: 0.
+      // No active cell: 0.
       scale[l] = terms > 0 ? (level_weights ? factors[l] : 1.0) / (levels * terms) : 0.0;
       of_level[l].scale = scale[l];
       if (distance == Distance::kCosine) {
@@ -285,7 +284,6 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cpu(
     Tensors adapter_biases,
     Tensors channel_weights,
     Tensors saved,
-    Tensors incoming,
     std::vector<int64_t> weight_of_level,
     std::vector<int64_t> bias_of_level,
     int64_t distance_code) {
@@ -300,7 +298,7 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cpu(
   const size_t levels = student.size();
   const ScalarType type = accumulate_type(student[0].scalar_type());
   const Distance distance = static_cast<Distance>(distance_code);
-  check_backward(grad, student, teacher, saved, incoming, distance_code);
+  check_backward(grad, student, teacher, saved, distance_code);
 
   Tensors gradients, weight_gradients, bias_gradients;
   const auto run = [&](auto acc) {
@@ -316,7 +314,6 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cpu(
         distance,
         /*backward=*/true);
     const double upstream = *grad.const_data_ptr<Acc>();
-    Tensors incoming_stored; // keeps copies
     for (size_t l = 0; l < levels; ++l) {
       ImitationLevel<Acc>& level = call.imitation.levels[l];
       gradients.push_back(torch::stable::empty_like(call.student[l]));
@@ -324,13 +321,6 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cpu(
       level.gradient.streamed =
           gradients[l].numel() * static_cast<int64_t>(gradients[l].element_size()) >=
           kStreamedBytes;
-      if (!incoming.empty() && incoming[l].numel() > 0) {
-        const auto format = level.student.channels_last
-                                ? torch::headeronly::MemoryFormat::ChannelsLast
-                                : torch::headeronly::MemoryFormat::Contiguous;
-        incoming_stored.push_back(torch::stable::contiguous(incoming[l], format));
-        level.gradient.incoming = AnyMap(incoming_stored.back());
-      }
       level.scale = upstream * saved[levels].const_data_ptr<double>()[l];
       if (distance == Distance::kCosine || distance == Distance::kPkd) {
         level.coefficients = const_cast<Acc*>(saved[l].template const_data_ptr<Acc>());

@@ -95,9 +95,9 @@ struct Call {
     return static_cast<T*>(kept.back().mutable_data_ptr());
   }
 
-  // Lists the cells that count on adapted levels. `others(level)` as in ListedLevel.
+  // Lists the active cells on adapted levels. `others(level)` as in ListedLevel.
   template <typename Weights, typename Others>
-  void list_counted(const Weights& weights, const Others& others, cudaStream_t stream) {
+  void list_active(const Weights& weights, const Others& others, cudaStream_t stream) {
     ListedLevels listed{};
     for (int l = 0; l < table.count; ++l) {
       ImitationLevel& level = table.levels[l];
@@ -112,7 +112,7 @@ struct Call {
       list.blocks = scratch<int32_t>({listed_blocks(cells)}, ScalarType::Int);
       list.list = scratch<int32_t>({cells}, ScalarType::Int);
       list.length = scratch<int32_t>({1}, ScalarType::Int);
-      level.counted = {list.list, list.length};
+      level.active = {list.list, list.length};
     }
     list_cells(listed, is_double, stream);
   }
@@ -197,7 +197,6 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cuda(
     double foreground_weight,
     double background_weight,
     bool area_weights,
-    bool assign_all,
     bool assign_ignore_all,
     int64_t rasterize_code,
     double anchor_offset,
@@ -251,7 +250,6 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cuda(
         anchor_offset,
         anchor_threshold};
     painted.masked = masked;
-    painted.assign_all = assign_all;
     painted.assign_ignore_all = assign_ignore_all;
     paint(
         call,
@@ -263,7 +261,7 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cuda(
         strides,
         painted,
         device.stream());
-    call.list_counted(
+    call.list_active(
         [](const ImitationLevel& level) { return level.cell_weights; },
         [](const ImitationLevel&) { return nullptr; },
         device.stream());
@@ -274,7 +272,7 @@ std::tuple<Tensor, Tensors> feature_imitation_loss_cuda(
     ImitationLevel& level = call.table.levels[l];
     const int64_t channels = level.teacher.channels;
     if (cosine) {
-      // Of adapted levels the cells that count are written alone.
+      // Of adapted levels the active cells are written alone.
       const std::vector<int64_t> shape = {2, images, student[l].size(2), student[l].size(3)};
       saved.push_back(
           level.adapted ? torch::stable::new_zeros(student[l], shape, call.type)
@@ -326,7 +324,6 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cuda(
     Tensors adapter_biases,
     Tensors channel_weights,
     Tensors saved,
-    Tensors incoming,
     std::vector<int64_t> weight_of_level,
     std::vector<int64_t> bias_of_level,
     int64_t distance_code) {
@@ -338,7 +335,7 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cuda(
       channel_weights,
       weight_of_level,
       bias_of_level);
-  check_backward(grad, student, teacher, saved, incoming, distance_code);
+  check_backward(grad, student, teacher, saved, distance_code);
   const DeviceCall device(student[0]);
   Call call(
       student,
@@ -360,15 +357,6 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cuda(
     const StoredMap gradient = stored_map("the gradient", map_gradients[l]);
     level.gradient = gradient.numbers;
     level.student.aligned = level.student.aligned && gradient.aligned;
-    if (!incoming.empty() && incoming[l].numel() > 0) {
-      const auto format = level.student.channels_last
-                              ? torch::headeronly::MemoryFormat::ChannelsLast
-                              : torch::headeronly::MemoryFormat::Contiguous;
-      call.kept.push_back(torch::stable::contiguous(incoming[l], format));
-      const StoredMap other = stored_map("incoming", call.kept.back());
-      level.incoming = other.numbers;
-      level.student.aligned = level.student.aligned && other.aligned;
-    }
     if (cosine || pkd) {
       level.coefficients = const_cast<void*>(saved[l].const_data_ptr());
     } else if (saved[l].numel() > 0) {
@@ -377,12 +365,12 @@ std::tuple<Tensors, Tensors, Tensors> feature_imitation_loss_backward_cuda(
     if (level.adapted) {
       pitch = std::max<int64_t>(pitch, level.teacher.channels);
       level.splits = splits_of_weight(level);
-      // Where nothing counts it is written as the student lies.
+      // Inactive cells are written in the layout of the student's map.
       level.channel_lanes = static_cast<int32_t>(channel_lanes(level.student, level.student));
     }
   }
   const size_t cells_bytes = call.is_double ? sizeof(double) : sizeof(float);
-  call.list_counted(
+  call.list_active(
       [&](const ImitationLevel& level) -> const void* {
         return cosine ? level.coefficients : level.cell_weights;
       },

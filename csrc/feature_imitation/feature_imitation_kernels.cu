@@ -373,7 +373,7 @@ __global__ void __launch_bounds__(kThreads) finish_imitation_kernel(
     terms *= distance == Distance::kCosine ? (channels > 0 ? 1 : 0) : channels;
     const double factor =
         result.level_weights.data != nullptr ? load<double>(result.level_weights, lane) : 1.0;
-    // Nothing that counts: 0.
+    // No active cell: 0.
     const double scale = terms > 0 ? factor / (table.count * terms) : 0.0;
     result.scales[lane] = scale;
     loss = scale * sum;
@@ -398,8 +398,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) gradient_kernel(
   const StoredMap& student = level.student;
   const StoredMap gradient = {
       level.gradient, student.channels, student.channels_last, student.aligned};
-  const StoredMap incoming = {
-      level.incoming, student.channels, student.channels_last, student.aligned};
   const bool cosine = distance == Distance::kCosine;
   const void* of_student = cosine ? level.coefficients : level.cell_weights;
   const int64_t all_cells = level.images * level.cells;
@@ -437,18 +435,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Acc>) gradient_kernel(
             out[i][k] =
                 scale *
                 gradient_of(distance, s[i][k], t[i][k], factors[i], of_teacher[i], of_channels, k);
-          }
-        }
-      }
-      if (incoming.numbers.data != nullptr) {
-        Acc other[kSide][kSide];
-        const unsigned there = count < kSide ? (1u << count) - 1 : kAllCells;
-        load_square(incoming, level.cells, strip.image, cell, c, there, other);
-#pragma unroll
-        for (int i = 0; i < kSide; ++i) {
-#pragma unroll
-          for (int k = 0; k < kSide; ++k) {
-            out[i][k] += other[i][k];
           }
         }
       }
@@ -542,7 +528,7 @@ void gradients(
     cudaStream_t stream) {
   const BlocksOfLevels blocks = blocks_of_levels(levels, [](const ImitationLevel& level) {
     // Adapted cells are written later; if that is all of them, there is nothing to do here.
-    const bool all_later = level.adapted && level.counted.cells == nullptr;
+    const bool all_later = level.adapted && level.active.cells == nullptr;
     return level.student.channels > 0 && !all_later ? strips(level) : 0;
   });
   if (blocks.total() > 0) {

@@ -2,7 +2,7 @@
 //
 // It is cut into chunks of cells whose size depends on the shapes alone. Threads take them as they
 // become free; the sums of chunks are added in order, so the result does not depend on the number
-// of threads. A chunk knows its runs of cells that count, and only these are read.
+// of threads. A chunk knows its runs of active cells, and only these are read.
 //
 // There are two roads through a chunk. "Cells" takes [cell][channel] strips: channels_last maps as
 // they lie, others transposed strip by strip (mixed layouts, adapters). "Planes" takes NCHW
@@ -22,7 +22,7 @@
 
 namespace hkd {
 
-// One level. What is null or negative is not asked for.
+// One level. Optional members are null or -1.
 template <typename Acc>
 struct ImitationLevel {
   AnyMap student, teacher;
@@ -137,7 +137,7 @@ class Imitation {
   struct Chunk {
     int level;
     int64_t image, first, last; // cells
-    std::vector<Run> runs;      // what counts
+    std::vector<Run> runs;      // the active cells
   };
 
   // A chunk and the channels of it that are done at once; those of "cells" are all.
@@ -857,7 +857,7 @@ class Imitation {
   }
 
   // ---------------------------------------------------------------------------------------------
-  // PKD From the moments of the chunks to the levels' losses and coefficients.
+  // PKD: from the moments of the chunks to the levels' losses and coefficients.
   void correlate(const std::vector<std::vector<double>>& moments, std::vector<double>& sums) {
     for (size_t l = 0; l < levels.size(); ++l) {
       const int64_t channels = levels[l].teacher.channels;

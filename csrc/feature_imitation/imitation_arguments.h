@@ -122,7 +122,6 @@ inline void check_backward(
     const Tensors& student,
     const Tensors& teacher,
     const Tensors& saved,
-    const Tensors& incoming,
     int64_t distance_code) {
   const size_t levels = student.size();
   const ScalarType type = accumulate_type(student[0].scalar_type());
@@ -136,7 +135,6 @@ inline void check_backward(
           saved[levels].is_contiguous() && saved[levels].scalar_type() == ScalarType::Double &&
           saved[levels].numel() == static_cast<int64_t>(levels),
       "saved is not what forward returned.");
-  check_list(incoming, levels, student[0], "give an incoming gradient for every level.");
   for (size_t l = 0; l < levels; ++l) {
     const int64_t cells = student[l].size(0) * student[l].size(2) * student[l].size(3);
     const int64_t numbers = distance == Distance::kCosine ? 2 * cells
@@ -147,14 +145,6 @@ inline void check_backward(
         saved[l].device() == student[0].device() && saved[l].is_contiguous() &&
             saved[l].scalar_type() == type && saved[l].numel() == numbers,
         "saved is not what forward returned.");
-    check(
-        incoming.empty() || incoming[l].numel() == 0 ||
-            (incoming[l].scalar_type() == student[l].scalar_type() && incoming[l].dim() == 4 &&
-             incoming[l].size(0) == student[l].size(0) &&
-             incoming[l].size(1) == student[l].size(1) &&
-             incoming[l].size(2) == student[l].size(2) &&
-             incoming[l].size(3) == student[l].size(3)),
-        "an incoming gradient must have the shape and dtype of the student's map.");
   }
 }
 

@@ -2,7 +2,7 @@
 //
 // One launch goes over all levels and images. Blocks leave their sums in memory, and a last block
 // adds those in order, so nothing depends on the order in which blocks run and the host never waits
-// for what only the device knows: the weights of cells, their sum, the cells that count.
+// for what only the device knows: the weights of cells, their sum, the active cells.
 //
 // Acc is the type of the loss: double where `is_double`, otherwise float. Void pointers point to
 // Acc on the device. A cell is numbered within its image, or over the images where that is said.
@@ -29,17 +29,16 @@ struct StoredMap {
   bool aligned; // four neighbours in memory may be moved at once
 };
 
-// The cells of a level that count, in order.
+// The active cells (weight above 0) of a level, in order.
 struct CellList {
   const int32_t* cells;  // over the images; null: all
   const int32_t* length; // one number on the device
 };
 
-// One level. What has no data is not asked for.
+// One level. Optional members have no data.
 struct ImitationLevel {
   StoredMap student, teacher;
   Numbers gradient;         // backward; lies as the student's map
-  Numbers incoming;         // backward; a gradient to add, which lies alike
   const void* cell_weights; // (N, cells); null where all are 1
   void* coefficients;      // kCosine: (2, N, cells), kPkd: (4, C_t), as the CPU's operator has them
   Numbers channel_weights; // (N, C_t)
@@ -58,7 +57,7 @@ struct ImitationLevel {
 
   // 1x1 adapter
   Numbers weight, bias; // (C_t, C_s), (C_t,)
-  CellList counted;
+  CellList active;
   void* weight_sums; // backward: (splits, C_t, C_s), zeros at first
   void* bias_sums;   // backward: (splits, C_t), zeros at first; null without a bias
   int32_t splits;
@@ -94,7 +93,7 @@ struct PaintedLevels {
   int32_t count;
   CellWeightRule rule;
   bool masked; // otherwise all weigh 1
-  bool assign_all, assign_ignore_all;
+  bool assign_ignore_all;
 };
 
 struct PaintedImages {
@@ -105,7 +104,7 @@ struct PaintedImages {
 int64_t painted_blocks(const PaintedLevel& level); // of an image
 void paint_cells(const PaintedLevels& levels, const PaintedImages& images, cudaStream_t stream);
 
-// Lists the cells of a level that count.
+// Lists the active cells of a level.
 struct ListedLevel {
   const void* weights; // (N, cells)
   const void* others;  // (N, cells), or null: count as well
@@ -162,7 +161,7 @@ struct ImitationScale {
   const double* scales; // one a level
 };
 
-// Gradients of levels without an adapter; of others what lies where nothing counts.
+// Gradients of levels without an adapter, and zeros at the inactive cells of the others.
 void gradients(
     const ImitationLevels& levels,
     const ImitationScale& scale,

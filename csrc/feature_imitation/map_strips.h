@@ -135,11 +135,10 @@ inline const Acc* read_plane(
   return buffer;
 }
 
-// Where the gradient of a map goes, added to another gradient of the same map if there is one.
+// Where the gradient of a map goes.
 struct GradientMap {
   AnyMap map;
-  AnyMap incoming; // of the type and layout of `map`
-  bool streamed;   // past the caches
+  bool streamed; // past the caches
 
   // `bytes` of `from`, or zeros where it is null.
   void copy(char* to, const char* from, int64_t bytes) const {
@@ -154,7 +153,7 @@ struct GradientMap {
 
   // Where the loss has no gradient.
   void fill(char* to, int64_t bytes) const {
-    copy(to, incoming.data ? incoming.data + (to - map.data) : nullptr, bytes);
+    copy(to, nullptr, bytes);
   }
 
   void fill_cells(int64_t image, int64_t first, int64_t last) const {
@@ -166,23 +165,16 @@ struct GradientMap {
     }
   }
 
-  // `numbers` is overwritten.
   template <typename Acc>
-  void store(char* to, Acc* numbers, int64_t count) const {
+  void store(char* to, const Acc* numbers, int64_t count) const {
     if (map.type != scalar_type_of<Acc>()) {
       return store_converted(to, numbers, count);
-    }
-    if (incoming.data) {
-      const Acc* other = reinterpret_cast<const Acc*>(incoming.data + (to - map.data));
-      for (int64_t i = 0; i < count; ++i) {
-        numbers[i] += other[i];
-      }
     }
     copy(to, reinterpret_cast<const char*>(numbers), count * sizeof(Acc));
   }
 
   template <typename Acc>
-  void store_cells(int64_t image, int64_t first, int64_t count, Acc* rows) const {
+  void store_cells(int64_t image, int64_t first, int64_t count, const Acc* rows) const {
     if (map.channels_last) {
       store(map.cell(image, first), rows, count * map.channels);
     } else {
@@ -192,19 +184,14 @@ struct GradientMap {
 
  private:
   template <typename Acc>
-  HKD_NOINLINE void store_converted(char* to, Acc* numbers, int64_t count) const {
+  HKD_NOINLINE void store_converted(char* to, const Acc* numbers, int64_t count) const {
     dispatch_floating(map.type, "A map", [&](auto t) {
       using T = decltype(t);
-      const T* other =
-          incoming.data ? reinterpret_cast<const T*>(incoming.data + (to - map.data)) : nullptr;
       with_best_isa([&](auto) {
         constexpr int64_t kBlock = 512;
         T block[kBlock];
         for (int64_t i = 0; i < count; i += kBlock) {
           const int64_t size = std::min(kBlock, count - i);
-          for (int64_t j = 0; other && j < size; ++j) {
-            numbers[i + j] += static_cast<Acc>(other[i + j]);
-          }
           convert(block, numbers + i, size);
           copy(to + i * sizeof(T), reinterpret_cast<const char*>(block), size * sizeof(T));
         }

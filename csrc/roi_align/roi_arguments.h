@@ -86,7 +86,7 @@ inline std::vector<int64_t> lengths(const std::vector<Tensor>& maps, int64_t axi
 // The boxes of a call on the device, as the levels sample them.
 class [[gnu::visibility("hidden")]] RoiTable {
  public:
-  // With `gradient` there can be grouped.
+  // `gradient` makes room for the cells that boxes touch, which group_rois reads.
   RoiTable(
       const Tensor& like,
       const std::vector<Tensor>& boxes,

@@ -1,13 +1,15 @@
 """Prints how the operators were built and which implementation of each runs."""
 
+import sys
+
 from hkd_d2.ops import build_info
 
 
-def main():
+def main() -> int:
     info = build_info()
     if not info["modules"]["_C"]:
         print(
-            "hkd_d2._C is not built, or does not fit: every operator runs as PyTorch code. Build "
+            "hkd_d2._C is not built, or does not fit: every operator runs its reference. Build "
             "it with: pip install --no-build-isolation -e ."
         )
     lines = {
@@ -29,7 +31,8 @@ def main():
     print(f"\n{'operator':<32}{'cpu':<12}cuda")
     for operator, runs in info["operators"].items():
         print(f"{operator:<32}{runs['cpu']:<12}{runs['cuda']}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

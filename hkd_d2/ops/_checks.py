@@ -1,33 +1,41 @@
-"""Argument checks that the references and the compiled operators share.
+"""Argument checks that the reference and the fused operators share.
 
 They look at shapes and types only, never at values, so that none waits for a GPU.
 """
 
 import math
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+
+# A 1x1 adapter: weight (C_t, C_s), bias (C_t,) or None. One for all levels, or a list of a level
+# each, None where there is none.
+Adapter = tuple[Tensor, Tensor | None]
+Adapters = Adapter | Sequence[Adapter | None] | None
 
 # Options whose places in these tuples are the codes of the kernels (csrc/include/hkd).
 DISTANCES = ("mse", "l1", "smooth_l1", "cosine", "pkd")
 RASTERIZE_RULES = ("cells", "defeat", "fgd", "fgfi")
 
 
-def one_of(name, value, known):
+def one_of(name: str, value: object, known: Collection[object]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(map(str, known))}.")
 
 
-def positive(name, value):
+def positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name} is {value}; give a number above 0.")
 
 
-def loss_dtype(tensor):
+def loss_dtype(tensor: Tensor) -> torch.dtype:
     """float64 for a float64 tensor, float32 for float32, float16 and bfloat16."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def same_device(name, tensor, expected_name, expected):
+def same_device(name: str, tensor: Tensor, expected_name: str, expected: Tensor) -> None:
     if tensor.device != expected.device:
         raise ValueError(
             f"{name} is on {tensor.device} and {expected_name} on {expected.device}; "
@@ -35,13 +43,13 @@ def same_device(name, tensor, expected_name, expected):
         )
 
 
-def pyramid(name, maps):
+def pyramid(name: str, maps: Any) -> None:
     """A non-empty list of floating (N, C_l, H_l, W_l), N and the device alike."""
-    if isinstance(maps, torch.Tensor) or not isinstance(maps, (list, tuple)) or not maps:
+    if isinstance(maps, Tensor) or not isinstance(maps, (list, tuple)) or not maps:
         raise ValueError(f"{name} must be a non-empty list of (N, C, H, W) tensors, one a level.")
     for level, m in enumerate(maps):
-        if not isinstance(m, torch.Tensor) or m.dim() != 4 or not m.is_floating_point():
-            shown = tuple(m.shape) if isinstance(m, torch.Tensor) else type(m).__name__
+        if not isinstance(m, Tensor) or m.dim() != 4 or not m.is_floating_point():
+            shown = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
             raise ValueError(
                 f"{name}[{level}] is {shown}; give a floating tensor of shape (N, C, H, W)."
             )
@@ -53,7 +61,9 @@ def pyramid(name, maps):
         same_device(f"{name}[{level}]", m, f"{name}[0]", maps[0])
 
 
-def pooling_arguments(name, maps, boxes, strides):
+def pooling_arguments(
+    name: str, maps: Sequence[Tensor], boxes: Any, strides: Sequence[float] | None
+) -> list[float]:
     """A pyramid that boxes can be pooled from; returns the strides as floats."""
     pyramid(name, maps)
     same_channels(name, maps)
@@ -68,7 +78,7 @@ def pooling_arguments(name, maps, boxes, strides):
     return strides
 
 
-def same_channels(name, maps):
+def same_channels(name: str, maps: Sequence[Tensor]) -> None:
     """All levels of one width, as pooling from several levels needs."""
     for level, m in enumerate(maps):
         if m.shape[1] != maps[0].shape[1]:
@@ -78,7 +88,7 @@ def same_channels(name, maps):
             )
 
 
-def paired_pyramids(student, teacher):
+def paired_pyramids(student: Any, teacher: Any) -> None:
     """Two pyramids with the same levels, images and map sizes."""
     pyramid("student", student)
     pyramid("teacher", teacher)
@@ -96,7 +106,7 @@ def paired_pyramids(student, teacher):
     same_device("teacher[0]", teacher[0], "student[0]", student[0])
 
 
-def level_strides(strides, num_levels):
+def level_strides(strides: Sequence[float] | None, num_levels: int) -> list[float]:
     """One stride (pixels a cell) a level, positive and rising; returned as floats."""
     if strides is None:
         raise ValueError("strides is missing; boxes need the pixels a cell of every level.")
@@ -111,18 +121,18 @@ def level_strides(strides, num_levels):
     return strides
 
 
-def box_lists(name, boxes, features):
+def box_lists(name: str, boxes: Any, features: Tensor) -> None:
     """A list over the images of ``features`` of (R_n, 4) float32 or float64 boxes."""
     num_images = features.shape[0]
-    if isinstance(boxes, torch.Tensor) or not isinstance(boxes, (list, tuple)):
+    if isinstance(boxes, Tensor) or not isinstance(boxes, (list, tuple)):
         raise ValueError(f"{name} must be a list of (R, 4) tensors, one an image.")
     if len(boxes) != num_images:
         raise ValueError(
             f"{name} has {len(boxes)} entries for {num_images} images; give one tensor an image."
         )
     for image, b in enumerate(boxes):
-        if not isinstance(b, torch.Tensor) or b.dim() != 2 or b.shape[1] != 4:
-            shown = tuple(b.shape) if isinstance(b, torch.Tensor) else type(b).__name__
+        if not isinstance(b, Tensor) or b.dim() != 2 or b.shape[1] != 4:
+            shown = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
             raise ValueError(f"{name}[{image}] is {shown}; give a tensor of shape (R, 4).")
         if b.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -132,20 +142,23 @@ def box_lists(name, boxes, features):
         same_device(f"{name}[{image}]", b, "the feature maps", features)
 
 
-def adapters(adapter, student, teacher):
+def adapters(
+    adapter: Adapters, student: Sequence[Tensor], teacher: Sequence[Tensor]
+) -> list[Adapter | None]:
     """One ``(weight, bias or None)`` or ``None`` a level, from one for all or a list."""
+    of_level: list[Any]
     if adapter is None:
-        adapter = [None] * len(student)
-    elif len(adapter) and isinstance(adapter[0], torch.Tensor):
-        adapter = [adapter] * len(student)
+        of_level = [None] * len(student)
+    elif len(adapter) and isinstance(adapter[0], Tensor):
+        of_level = [adapter] * len(student)
     else:
-        adapter = list(adapter)
-        if len(adapter) != len(student):
+        of_level = list(adapter)
+        if len(of_level) != len(student):
             raise ValueError(
-                f"adapter has {len(adapter)} entries for {len(student)} levels; give one "
+                f"adapter has {len(of_level)} entries for {len(student)} levels; give one "
                 "(weight, bias) for all levels, or a list with one (or None) a level."
             )
-    for level, (a, s, t) in enumerate(zip(adapter, student, teacher, strict=True)):
+    for level, (a, s, t) in enumerate(zip(of_level, student, teacher, strict=True)):
         wide_s, wide_t = s.shape[1], t.shape[1]
         if a is None:
             if wide_s != wide_t:
@@ -155,6 +168,12 @@ def adapters(adapter, student, teacher):
                 )
             continue
         weight, bias = a
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                floating(f"The adapter's {name} of level {level}", tensor)
+                same_device(
+                    f"The adapter's {name} of level {level}", tensor, "student[0]", student[0]
+                )
         if tuple(weight.shape) != (wide_t, wide_s):
             raise ValueError(
                 f"The adapter's weight of level {level} is {tuple(weight.shape)}; the channels of "
@@ -164,19 +183,24 @@ def adapters(adapter, student, teacher):
             raise ValueError(
                 f"The adapter's bias of level {level} is {tuple(bias.shape)}; give ({wide_t},)."
             )
-    return adapter
+    return of_level
 
 
-def level_list(name, value, maps):
+def level_list(name: str, value: Any, maps: Sequence[Tensor]) -> None:
     """A list with one tensor a level of ``maps``, on their device."""
-    if isinstance(value, torch.Tensor) or len(value) != len(maps):
+    if isinstance(value, Tensor) or len(value) != len(maps):
         raise ValueError(f"{name} must be a list with one tensor for each of {len(maps)} levels.")
     for level, (v, m) in enumerate(zip(value, maps, strict=True)):
         floating(f"{name}[{level}]", v)
         same_device(f"{name}[{level}]", v, "the feature maps", m)
 
 
-def attention_weights(spatial_weights, channel_weights, distance, teacher):
+def attention_weights(
+    spatial_weights: Sequence[Tensor] | None,
+    channel_weights: Sequence[Tensor] | None,
+    distance: str,
+    teacher: Sequence[Tensor],
+) -> None:
     """Weights (N, H, W) of cells and (N, C_t) of channels, one tensor a level."""
     for name, value, axes in (
         ("spatial_weights", spatial_weights, (0, 2, 3)),
@@ -196,7 +220,9 @@ def attention_weights(spatial_weights, channel_weights, distance, teacher):
                 raise ValueError(f"{name}[{level}] is {tuple(v.shape)}; give {shape}.")
 
 
-def anchor_shapes(anchors, threshold, maps):
+def anchor_shapes(
+    anchors: Sequence[Tensor] | None, threshold: float, maps: Sequence[Tensor]
+) -> None:
     """(A, 2) widths and heights of the anchors of every level."""
     if anchors is None:
         raise ValueError(
@@ -212,44 +238,42 @@ def anchor_shapes(anchors, threshold, maps):
 
 
 def feature_imitation(
-    student,
-    teacher,
-    boxes,
-    strides,
-    ignore_boxes,
-    distance,
-    foreground_weight,
-    background_weight,
-    box_weights,
-    assign,
-    assign_ignore,
-    rasterize,
-    anchors,
-    anchor_threshold,
-    spatial_weights,
-    channel_weights,
-    level_weights,
-    adapter,
-):
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    boxes: Sequence[Tensor] | None,
+    strides: Sequence[float] | None,
+    ignore_boxes: Sequence[Tensor] | None,
+    distance: str,
+    foreground_weight: float,
+    background_weight: float | None,
+    box_weights: str,
+    assign_ignore: str,
+    rasterize: str,
+    anchors: Sequence[Tensor] | None,
+    anchor_threshold: float,
+    spatial_weights: Sequence[Tensor] | None,
+    channel_weights: Sequence[Tensor] | None,
+    level_weights: Tensor | Sequence[float] | None,
+    adapter: Adapters,
+) -> tuple[list[float], float, list[Adapter | None], bool]:
     """Arguments of feature imitation with their defaults resolved.
 
     Returns:
-        tuple: strides, background_weight, assign_ignore, the adapter of each level, and whether
+        tuple: strides ([] without boxes), background_weight, the adapter of each level, and whether
         cells weigh differently.
     """
     paired_pyramids(student, teacher)
     one_of("distance", distance, DISTANCES)
     one_of("box_weights", box_weights, ("none", "area"))
-    one_of("assign", assign, ("level", "all"))
-    assign_ignore = assign if assign_ignore is None else assign_ignore
     one_of("assign_ignore", assign_ignore, ("level", "all"))
     one_of("rasterize", rasterize, RASTERIZE_RULES)
-    adapter = adapters(adapter, student, teacher)
-    for name, value in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
-        if value is not None:
-            box_lists(name, value, student[0])
+    of_level = adapters(adapter, student, teacher)
+    for name, given in (("boxes", boxes), ("ignore_boxes", ignore_boxes)):
+        if given is not None:
+            box_lists(name, given, student[0])
+    stride_of_level = []
     if boxes is not None or ignore_boxes is not None:
-        strides = level_strides(strides, len(student))
+        stride_of_level = level_strides(strides, len(student))
     if rasterize == "fgfi":
         anchor_shapes(anchors, anchor_threshold, student)
         if box_weights == "area":
@@ -266,21 +290,23 @@ def feature_imitation(
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}; give a finite number of at least 0.")
     attention_weights(spatial_weights, channel_weights, distance, teacher)
-    if level_weights is not None and len(level_weights) != len(student):
-        raise ValueError(
-            f"level_weights has {len(level_weights)} entries for {len(student)} levels; "
-            "give one each."
-        )
+    if level_weights is not None:
+        shape = tuple(torch.as_tensor(level_weights).shape)
+        if shape != (len(student),):
+            raise ValueError(
+                f"level_weights has the shape {shape} for {len(student)} levels; "
+                "give one number each."
+            )
     masked = boxes is not None or ignore_boxes is not None or background_weight == 0
     if masked and distance == "pkd":
         raise ValueError(
             "distance is 'pkd', which standardises whole maps; leave boxes, ignore_boxes and "
             "background_weight out."
         )
-    return strides, background_weight, assign_ignore, adapter, masked
+    return stride_of_level, float(background_weight), of_level, masked
 
 
-def bins(output_size):
+def bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
     """``output_size`` as (rows, columns)."""
     rows, columns = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
     if rows < 1 or columns < 1:
@@ -288,7 +314,7 @@ def bins(output_size):
     return rows, columns
 
 
-def same_shape(name_a, a, name_b, b):
+def same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(
             f"{name_a} is {tuple(a.shape)} and {name_b} is {tuple(b.shape)}; "
@@ -296,13 +322,17 @@ def same_shape(name_a, a, name_b, b):
         )
 
 
-def floating(name, tensor):
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        shown = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+def floating(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        shown = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{name} is {shown}; give a floating-point tensor.")
 
 
-def logits_and_weights(student_logits, teacher_logits, weights):
+def logits_and_weights(
+    student_logits: Tensor | Sequence[Tensor],
+    teacher_logits: Tensor | Sequence[Tensor],
+    weights: Tensor | Sequence[Tensor] | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Arguments of a row-wise loss as lists: (..., K) logits and (...) weights, or [] for none."""
     student = tensors("student_logits", student_logits)
     teacher = tensors("teacher_logits", teacher_logits, like=student)
@@ -318,7 +348,7 @@ def logits_and_weights(student_logits, teacher_logits, weights):
             )
     if weights is None:
         return student, teacher, []
-    weights = [weights] if isinstance(weights, torch.Tensor) else list(weights)
+    weights = [weights] if isinstance(weights, Tensor) else list(weights)
     if len(weights) != len(student):
         raise ValueError(
             f"weights has {len(weights)} tensors and student_logits {len(student)}; "
@@ -334,12 +364,12 @@ def logits_and_weights(student_logits, teacher_logits, weights):
     return student, teacher, weights
 
 
-def class_weights(value, logits):
+def class_weights(value: Any, logits: Tensor) -> None:
     """(K,) weights of the classes of (..., K) logits, or None."""
     if value is None:
         return
-    if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(logits.shape[-1:]):
-        shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(logits.shape[-1:]):
+        shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"class_weights is {shown}; give a tensor of shape ({logits.shape[-1]},), one weight a "
             "class."
@@ -347,7 +377,14 @@ def class_weights(value, logits):
     same_device("class_weights", value, "student_logits[0]", logits)
 
 
-def adaptive(student_logits, teacher_probs, gamma, outer, ignore, normalizer):
+def adaptive(
+    student_logits: Tensor | Sequence[Tensor],
+    teacher_probs: Tensor | Sequence[Tensor],
+    gamma: float,
+    outer: str,
+    ignore: Tensor | Sequence[Tensor] | None,
+    normalizer: str | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Arguments of the adaptive distillation loss; the tensors as lists, [] for no ``ignore``."""
     one_of("outer", outer, ("bce", "kl"))
     one_of("normalizer", normalizer, ("theta", None))
@@ -360,7 +397,12 @@ def adaptive(student_logits, teacher_probs, gamma, outer, ignore, normalizer):
     return logits, probs, tensors("ignore", ignore, like=logits, dtype=torch.bool)
 
 
-def bounded_deltas(student_deltas, teacher_deltas, target_deltas, normalizer):
+def bounded_deltas(
+    student_deltas: Tensor,
+    teacher_deltas: Tensor,
+    target_deltas: Tensor,
+    normalizer: float | Tensor | None,
+) -> None:
     """Arguments of the bounded regression loss: three floating (R, D), a number or a 0-d tensor."""
     for name, deltas in (
         ("student_deltas", student_deltas),
@@ -372,7 +414,7 @@ def bounded_deltas(student_deltas, teacher_deltas, target_deltas, normalizer):
         same_device(name, deltas, "student_deltas", student_deltas)
     if student_deltas.dim() != 2:
         raise ValueError(f"student_deltas is {tuple(student_deltas.shape)}; give (R, D).")
-    if isinstance(normalizer, torch.Tensor):
+    if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(
                 f"normalizer has the shape {tuple(normalizer.shape)}; give a number or a tensor "
@@ -381,9 +423,14 @@ def bounded_deltas(student_deltas, teacher_deltas, target_deltas, normalizer):
         same_device("normalizer", normalizer, "student_deltas", student_deltas)
 
 
-def tensors(name, value, like=None, dtype=None):
+def tensors(
+    name: str,
+    value: Tensor | Sequence[Tensor],
+    like: Sequence[Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
     """One tensor or a non-empty list of them as a list, with the shapes of ``like``."""
-    value = [value] if isinstance(value, torch.Tensor) else list(value)
+    value = [value] if isinstance(value, Tensor) else list(value)
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one tensor.")
     if like is not None and len(value) != len(like):
@@ -393,8 +440,8 @@ def tensors(name, value, like=None, dtype=None):
     for index, tensor in enumerate(value):
         if dtype is None:
             floating(f"{name}[{index}]", tensor)
-        elif not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
-            shown = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        elif not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+            shown = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{name}[{index}] is {shown}; give {dtype}.")
         if like is not None:
             same_shape(f"{name}[{index}]", tensor, f"student_logits[{index}]", like[index])

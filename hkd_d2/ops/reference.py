@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch: the definition that the compiled ones are measured against.
+"""The operators in plain PyTorch: the reference that the fused ones are measured against.
 
 Common to all:
 
@@ -9,19 +9,21 @@ Common to all:
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from hkd_d2.ops import _checks
-from hkd_d2.ops._checks import DISTANCES
+from hkd_d2.ops._checks import DISTANCES, Adapter, Adapters
 
 # Bilinear samples whose four taps are laid out at a time: about 100 MB of indices and weights.
 _SAMPLES_AT_ONCE = 1 << 20
 
 
 # ------------------------------------------------------------------------------------------- boxes
-def assign_boxes_to_levels(boxes, strides):
+def assign_boxes_to_levels(boxes: Tensor, strides: Sequence[float]) -> Tensor:
     """Level of each box by Detectron2's rule.
 
     .. math:: l = \\left\\lfloor 4 + \\log_2(\\sqrt{area} / 224 + 10^{-8}) \\right\\rfloor
@@ -30,8 +32,8 @@ def assign_boxes_to_levels(boxes, strides):
     have gaps, the box goes to the coarsest level that is not above ``l``.
 
     Args:
-        boxes (Tensor): (R, 4) XYXY in pixels.
-        strides (sequence of float): pixels a cell, finest first.
+        boxes: (R, 4) XYXY in pixels.
+        strides: pixels a cell, finest first.
 
     Returns:
         Tensor: (R,) int64, indices into ``strides``.
@@ -42,12 +44,13 @@ def assign_boxes_to_levels(boxes, strides):
     sides = boxes[:, 2:] - boxes[:, :2]
     size = (sides[:, 0] * sides[:, 1]).clamp(min=0).sqrt()
     level = torch.floor(4 + torch.log2(size / 224 + 1e-8))
-    return sum(
-        ((level >= math.log2(s)).long() for s in strides[1:]), torch.zeros_like(level).long()
-    )
+    index = torch.zeros_like(level).long()
+    for stride in strides[1:]:
+        index = index + (level >= math.log2(stride)).long()
+    return index
 
 
-def _cell_spans(boxes, stride, rule):
+def _cell_spans(boxes: Tensor, stride: float, rule: str) -> tuple[Tensor, Tensor]:
     """Cells low <= j < high of each box along x and y, two (R, 2) of whole numbers, unclipped."""
     low = torch.floor(boxes[:, :2] / stride)
     high = boxes[:, 2:] / stride
@@ -58,7 +61,7 @@ def _cell_spans(boxes, stride, rule):
     return low, high.ceil() + 1
 
 
-def _covered(spans, size):
+def _covered(spans: tuple[Tensor, Tensor], size: Sequence[int]) -> list[Tensor]:
     """Rows (R, height) and columns (R, width) that lie in spans of cells."""
     low, high = spans
     covered = []
@@ -68,7 +71,14 @@ def _covered(spans, size):
     return covered
 
 
-def _near_anchors(boxes, size, stride, anchors, threshold, offset):
+def _near_anchors(
+    boxes: Tensor,
+    size: Sequence[int],
+    stride: float,
+    anchors: Tensor,
+    threshold: float,
+    offset: float,
+) -> Tensor:
     """Cells with an anchor whose IoU with a box is above a share of the best: (height, width) bool.
 
     Anchors (A, 2) of width and height are centred at ((j + offset) * stride, (i + offset) * stride)
@@ -84,7 +94,7 @@ def _near_anchors(boxes, size, stride, anchors, threshold, offset):
         overlaps.append(overlap.clamp(min=0))
     anchor_area = (anchors[:, 0] * anchors[:, 1]).to(boxes)[:, None, None]
     box_area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
-    near = torch.zeros(size, dtype=torch.bool, device=boxes.device)
+    near = torch.zeros(tuple(size), dtype=torch.bool, device=boxes.device)
     for across, down, area in zip(*overlaps, box_area, strict=True):
         intersection = down[:, :, None] * across[:, None]
         iou = intersection / (anchor_area + area - intersection)
@@ -93,7 +103,9 @@ def _near_anchors(boxes, size, stride, anchors, threshold, offset):
     return near
 
 
-def rasterize_boxes(boxes, size, stride, *, rule="cells"):
+def rasterize_boxes(
+    boxes: Tensor, size: Sequence[int], stride: float, *, rule: str = "cells"
+) -> Tensor:
     """Cells of a feature map that lie under boxes.
 
     Columns (rows alike) ``j`` of a box ``x1..x2`` at stride ``s``, clipped to the map, by rule:
@@ -103,10 +115,10 @@ def rasterize_boxes(boxes, size, stride, *, rule="cells"):
     - ``fgd``: floor(x1/s) <= j < ceil(x2/s) + 1, as FGD (CVPR 2022) does
 
     Args:
-        boxes (Tensor): (R, 4) XYXY in pixels.
-        size (tuple[int, int]): height and width of the map in cells.
-        stride (float): pixels a cell.
-        rule (str): ``cells`` | ``defeat`` | ``fgd``.
+        boxes: (R, 4) XYXY in pixels.
+        size: height and width of the map in cells.
+        stride: pixels a cell.
+        rule: ``cells`` | ``defeat`` | ``fgd``.
 
     Returns:
         Tensor: (height, width) bool, True under a box. A box with NaN covers nothing.
@@ -121,7 +133,13 @@ def rasterize_boxes(boxes, size, stride, *, rule="cells"):
 
 
 # ---------------------------------------------------------------------------------------- distances
-def _distance(student, teacher, distance, dim, channel_weights=None):
+def _distance(
+    student: Tensor,
+    teacher: Tensor,
+    distance: str,
+    dim: int,
+    channel_weights: Tensor | None = None,
+) -> Tensor:
     """Distance of feature vectors along ``dim``, which is reduced.
 
     ``channel_weights``, which broadcast, multiply the elements of a mean.
@@ -141,7 +159,7 @@ def _distance(student, teacher, distance, dim, channel_weights=None):
     return elements.mean(dim)
 
 
-def _standardize(maps):
+def _standardize(maps: Tensor) -> Tensor:
     """Zero mean and unit deviation of every channel over (N, H, W)."""
     count = maps.numel() // max(maps.shape[1], 1)
     mean = maps.mean((0, 2, 3), keepdim=True)
@@ -149,29 +167,46 @@ def _standardize(maps):
     return (maps - mean) / (deviation + 1e-6)
 
 
-def _adapt(values, adapter, dim):
+def _adapt(values: Tensor, adapter: Adapter | None, dim: int) -> Tensor:
     """A 1x1 adapter over the channels ``dim`` of any tensor."""
     if adapter is None:
         return values
-    weight, bias = (None if a is None else a.to(values.dtype) for a in adapter)
+    weight, bias = adapter[0].to(values.dtype), adapter[1]
+    bias = None if bias is None else bias.to(values.dtype)
     return F.linear(values.movedim(dim, -1), weight, bias).movedim(-1, dim)
 
 
-def _foreground(boxes, size, stride, rule, box_weights, anchors):
+def _foreground(
+    boxes: Tensor,
+    size: Sequence[int],
+    stride: float,
+    rule: str,
+    box_weights: str,
+    anchors: tuple[Tensor, float, float] | None,
+) -> Tensor:
     """(H, W) float32 weights of the cells under boxes, -1 elsewhere."""
-    if rule == "fgfi":
+    if anchors is not None and rule == "fgfi":
         return _near_anchors(boxes, size, stride, *anchors).float() * 2 - 1
     if box_weights == "none":
         return rasterize_boxes(boxes, size, stride, rule=rule).float() * 2 - 1
     spans = _cell_spans(boxes, stride, rule)
     share = (1 / (spans[1] - spans[0]).prod(1)).float()
-    weights = share.new_full(size, -1)
+    weights = share.new_full(tuple(size), -1)
     for row, column, value in zip(*_covered(spans, size), share, strict=True):
         weights = weights.maximum(torch.where(row[:, None] & column, value, -1))
     return weights
 
 
-def _cell_weights(shape, boxes, ignore_boxes, stride, rule, box_weights, anchors, weights):
+def _cell_weights(
+    shape: Sequence[int],
+    boxes: Sequence[Tensor],
+    ignore_boxes: Sequence[Tensor] | None,
+    stride: float,
+    rule: str,
+    box_weights: str,
+    anchors: tuple[Tensor, float, float] | None,
+    weights: tuple[float, float],
+) -> Tensor:
     """(N, H, W) float32 mask weights of one level from the boxes that belong to it.
 
     ``weights`` are those of foreground and background.
@@ -189,27 +224,26 @@ def _cell_weights(shape, boxes, ignore_boxes, stride, rule, box_weights, anchors
 
 
 def feature_imitation_loss(
-    student,
-    teacher,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
     *,
-    boxes=None,
-    strides=None,
-    ignore_boxes=None,
-    distance="mse",
-    foreground_weight=1.0,
-    background_weight=None,
-    box_weights="none",
-    assign="level",
-    assign_ignore=None,
-    rasterize="cells",
-    anchors=None,
-    anchor_threshold=0.5,
-    anchor_offset=0.0,
-    spatial_weights=None,
-    channel_weights=None,
-    level_weights=None,
-    adapter=None,
-):
+    boxes: Sequence[Tensor] | None = None,
+    strides: Sequence[float] | None = None,
+    ignore_boxes: Sequence[Tensor] | None = None,
+    distance: str = "mse",
+    foreground_weight: float = 1.0,
+    background_weight: float | None = None,
+    box_weights: str = "none",
+    assign_ignore: str = "level",
+    rasterize: str = "cells",
+    anchors: Sequence[Tensor] | None = None,
+    anchor_threshold: float = 0.5,
+    anchor_offset: float = 0.0,
+    spatial_weights: Sequence[Tensor] | None = None,
+    channel_weights: Sequence[Tensor] | None = None,
+    level_weights: Tensor | Sequence[float] | None = None,
+    adapter: Adapters = None,
+) -> Tensor:
     """Distance of two feature pyramids, over the whole maps or weighted by boxes.
 
     .. math:: L = \\frac{1}{L} \\sum_l v_l
@@ -226,41 +260,40 @@ def feature_imitation_loss(
       (PKD, arXiv 2207.02039). Whole maps only.
 
     ``w`` is ``foreground_weight`` on cells under ``boxes``, 0 on cells that only ``ignore_boxes``
-    cover, ``background_weight`` elsewhere. Cells of weight 0 do not count, so a NaN in them is
-    harmless. A level without weight counts as 0 and stays in the mean over levels.
+    cover, ``background_weight`` elsewhere. Only cells of another weight than 0 are active: a NaN in
+    the others is harmless. A level without weight counts as 0 and stays in the mean over levels.
 
     Args:
-        student (list[Tensor]): L maps (N, C_s, H_l, W_l), finest first; float16, bfloat16, float32
+        student: L maps (N, C_s, H_l, W_l), finest first; float16, bfloat16, float32
             or float64.
-        teacher (list[Tensor]): L maps (N, C_t, H_l, W_l); another precision is welcome.
-        boxes (list[Tensor], optional): per image (R_n, 4) float32 XYXY in pixels of the padded
+        teacher: L maps (N, C_t, H_l, W_l); another precision is welcome.
+        boxes: per image (R_n, 4) float32 XYXY in pixels of the padded
             image.
-        strides (sequence of float, optional): pixels a cell of each level; needed with boxes.
-        ignore_boxes (list[Tensor], optional): as ``boxes``.
-        distance (str): see above.
-        foreground_weight (float): weight of cells under boxes.
-        background_weight (float, optional): weight of the other cells; None is 0 with boxes and 1
+        strides: pixels a cell of each level; needed with boxes.
+        ignore_boxes: as ``boxes``.
+        distance: see above.
+        foreground_weight: weight of cells under boxes.
+        background_weight: weight of the other cells; None is 0 with boxes and 1
             without.
-        box_weights (str): ``none``, or ``area``: ``foreground_weight`` is divided by the height
+        box_weights: ``none``, or ``area``: ``foreground_weight`` is divided by the height
             times the width of the box in cells, unclipped, so that every box weighs alike; where
             boxes overlap the smallest rules (FGD, CVPR 2022).
-        assign (str): ``level`` paints a box on its level only (:func:`assign_boxes_to_levels`),
-            ``all`` on every level.
-        assign_ignore (str, optional): the same for ``ignore_boxes``; None for ``assign``.
-        rasterize (str): which cells a box covers (:func:`rasterize_boxes`), or ``fgfi``: cells with
+        assign_ignore: ``level`` applies an ignore box to its level only, as ``boxes`` are
+            (:func:`assign_boxes_to_levels`), ``all`` to every level.
+        rasterize: which cells a box covers (:func:`rasterize_boxes`), or ``fgfi``: cells with
             an anchor whose IoU with the box is above ``anchor_threshold`` times the best IoU of any
             anchor of the level with it (FGFI, CVPR 2019); ``ignore_boxes`` then cover ``cells``.
-        anchors (list[Tensor], optional): per level (A, 2) widths and heights of the anchors in
+        anchors: per level (A, 2) widths and heights of the anchors in
             pixels, for ``fgfi``.
-        anchor_threshold (float): share of the best IoU, from 0 to below 1.
-        anchor_offset (float): the anchors of cell (i, j) are centred at (j + offset) times the
+        anchor_threshold: share of the best IoU, from 0 to below 1.
+        anchor_offset: the anchors of cell (i, j) are centred at (j + offset) times the
             stride across and (i + offset) times the stride down; Detectron2's default is 0.
-        spatial_weights (list[Tensor], optional): per level (N, H_l, W_l) weights of cells, and
-        channel_weights (list[Tensor], optional): per level (N, C_t) weights of channels, at least
+        spatial_weights: per level (N, H_l, W_l) weights of cells, and
+        channel_weights: per level (N, C_t) weights of channels, at least
             0. They multiply the elements of ``mse``, ``l1`` and ``smooth_l1`` but not the sum of
             ``w`` that divides (the teacher's attention in FGD); weight 0 does not count.
-        level_weights (Tensor or list, optional): (L,) factors ``v`` of the levels.
-        adapter (optional): 1x1 adapter ``(weight (C_t, C_s), bias (C_t,) or None)`` for all levels,
+        level_weights: (L,) factors ``v`` of the levels.
+        adapter: 1x1 adapter ``(weight (C_t, C_s), bias (C_t,) or None)`` for all levels,
             or a list with one, or None, a level. Needed where the widths differ.
 
     Returns:
@@ -270,7 +303,7 @@ def feature_imitation_loss(
         ValueError: levels, shapes or lists that do not fit, an unknown option, ``pkd`` with a mask,
             options that exclude each other.
     """
-    strides, background_weight, assign_ignore, adapter, masked = _checks.feature_imitation(
+    stride_of_level, background, of_level, masked = _checks.feature_imitation(
         student,
         teacher,
         boxes,
@@ -280,7 +313,6 @@ def feature_imitation_loss(
         foreground_weight,
         background_weight,
         box_weights,
-        assign,
         assign_ignore,
         rasterize,
         anchors,
@@ -293,14 +325,12 @@ def feature_imitation_loss(
     if boxes is None:
         boxes = [student[0].new_zeros(0, 4, dtype=torch.float32)] * len(student[0])
 
-    def on_level(box_list, level, rule):
-        if box_list is None:
-            return None
-        box_list = [b.detach() for b in box_list]
-        if rule == "all":
-            return box_list
-        return [b[assign_boxes_to_levels(b, strides) == level] for b in box_list]
+    def on_level(box_list: Sequence[Tensor], level: int) -> list[Tensor]:
+        return [b[assign_boxes_to_levels(b, stride_of_level) == level] for b in box_list]
 
+    boxes = [b.detach() for b in boxes]
+    if ignore_boxes is not None:
+        ignore_boxes = [b.detach() for b in ignore_boxes]
     dtype = _checks.loss_dtype(student[0])
     losses = []
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
@@ -309,7 +339,7 @@ def feature_imitation_loss(
         if channel_weights is not None:
             of_channels = channel_weights[level].detach().to(dtype)[:, :, None, None].expand_as(t)
         if not masked and spatial_weights is None:
-            s = _adapt(s, adapter[level], dim=1)
+            s = _adapt(s, of_level[level], dim=1)
             if s.numel() == 0:
                 losses.append(s.sum())
             elif distance == "pkd":
@@ -321,53 +351,37 @@ def feature_imitation_loss(
         if masked:
             weights = _cell_weights(
                 s.shape,
-                on_level(boxes, level, assign),
-                on_level(ignore_boxes, level, assign_ignore),
-                strides[level] if strides else 1.0,
+                on_level(boxes, level),
+                on_level(ignore_boxes, level)
+                if ignore_boxes is not None and assign_ignore == "level"
+                else ignore_boxes,
+                stride_of_level[level] if stride_of_level else 1.0,
                 rasterize,
                 box_weights,
-                anchors and (anchors[level].detach(), anchor_threshold, anchor_offset),
-                (foreground_weight, background_weight),
+                None
+                if anchors is None
+                else (anchors[level].detach(), anchor_threshold, anchor_offset),
+                (foreground_weight, background),
             ).to(s)
         total = weights.sum()
         if spatial_weights is not None:
             weights = weights * spatial_weights[level].detach().to(dtype)
-        counted = weights != 0
-        s, t = s.movedim(1, -1)[counted], t.movedim(1, -1)[counted]
+        active = weights != 0
+        s, t = s.movedim(1, -1)[active], t.movedim(1, -1)[active]
         if of_channels is not None:
-            of_channels = of_channels.movedim(1, -1)[counted]
-        cells = _distance(_adapt(s, adapter[level], dim=-1), t, distance, -1, of_channels)
-        losses.append((weights[counted] * cells).sum() / torch.where(total > 0, total, 1))
-    losses = torch.stack(losses)
+            of_channels = of_channels.movedim(1, -1)[active]
+        cells = _distance(_adapt(s, of_level[level], dim=-1), t, distance, -1, of_channels)
+        losses.append((weights[active] * cells).sum() / torch.where(total > 0, total, 1))
+    of_levels = torch.stack(losses)
     if level_weights is not None:
-        losses = losses * torch.as_tensor(level_weights).detach().to(losses)
-    return losses.mean()
-
-
-def feature_imitation_passthrough(student, teacher, **options):
-    """The student's maps handed on, together with :func:`feature_imitation_loss` of them.
-
-    Equal to ``list(student), feature_imitation_loss(student, teacher, **options)``. Where the maps
-    have other consumers that read the ones returned here, the compiled operator adds its gradient
-    to theirs as it writes it, instead of leaving the sum to autograd, which reads both again.
-
-    Args:
-        student (list[Tensor]): as in :func:`feature_imitation_loss`, and so are the others.
-        teacher (list[Tensor]): see there.
-        options: the keyword arguments of :func:`feature_imitation_loss`.
-
-    Returns:
-        tuple[list[Tensor], Tensor]: the student's maps, to be used instead of those passed in, and
-        the loss. The maps may be views; do not change them in place.
-
-    Raises:
-        ValueError: as :func:`feature_imitation_loss`.
-    """
-    return list(student), feature_imitation_loss(student, teacher, **options)
+        of_levels = of_levels * torch.as_tensor(level_weights).detach().to(of_levels)
+    return of_levels.mean()
 
 
 # ---------------------------------------------------------------------------------------- RoIAlign
-def _axis_taps(position, length):
+def _axis_taps(
+    position: Tensor, length: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The two cells and weights of a bilinear sample along one axis.
 
     A sample more than one cell outside the map weighs 0; nearer ones are moved to the border.
@@ -380,7 +394,14 @@ def _axis_taps(position, length):
     return (low.long(), high.long()), ((1 - upper) * inside, upper * inside)
 
 
-def _pool_level(features, boxes, images, stride, bins, sampling_ratio):
+def _pool_level(
+    features: Tensor,
+    boxes: Tensor,
+    images: Tensor,
+    stride: float,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+) -> Tensor:
     """RoIAlign of one level: (R, C, *bins) in the loss dtype.
 
     A pooled bin is a weighted sum of few cells, so the level's cells are the rows of an embedding
@@ -434,30 +455,40 @@ def _pool_level(features, boxes, images, stride, bins, sampling_ratio):
     return torch.cat(pooled).view(len(boxes), rows, columns, channels).movedim(-1, 1)
 
 
-def _pool(features, boxes, strides, bins, sampling_ratio):
+def _pool(
+    features: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    strides: Sequence[float],
+    bins: tuple[int, int],
+    sampling_ratio: int,
+) -> tuple[list[Tensor], Tensor]:
     """Pool every box from its level.
 
     Returns:
-        list[Tensor]: per level (R_l, C, *bins), and (R,) int64, where each row of their
-        concatenation belongs in image-major box order.
+        tuple: per level (R_l, C, *bins), and (R,) int64, where each row of their concatenation
+        belongs in image-major box order.
     """
     device = features[0].device
     sizes = torch.tensor([len(b) for b in boxes], dtype=torch.long, device=device)
     images = torch.arange(len(boxes), device=device).repeat_interleave(sizes)
-    if boxes:
-        boxes = torch.cat([b.detach() for b in boxes])
-    else:
-        boxes = torch.zeros(0, 4, device=device)
-    level = assign_boxes_to_levels(boxes, strides)
+    together = torch.cat([torch.zeros(0, 4, device=device), *(b.detach() for b in boxes)])
+    level = assign_boxes_to_levels(together, strides)
     rows = [(level == i).nonzero().squeeze(1) for i in range(len(strides))]
     pooled = [
-        _pool_level(f, boxes[r], images[r], s, bins, sampling_ratio)
+        _pool_level(f, together[r], images[r], s, bins, sampling_ratio)
         for f, r, s in zip(features, rows, strides, strict=True)
     ]
     return pooled, torch.cat(rows)
 
 
-def multilevel_roi_align(features, boxes, *, strides, output_size=7, sampling_ratio=0):
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    *,
+    strides: Sequence[float],
+    output_size: int | tuple[int, int] = 7,
+    sampling_ratio: int = 0,
+) -> Tensor:
     """RoIAlign of every box from its own level of a feature pyramid, in one call.
 
     A bin is the mean of bilinear samples on a regular grid inside it; coordinates are shifted by
@@ -466,13 +497,13 @@ def multilevel_roi_align(features, boxes, *, strides, output_size=7, sampling_ra
     ``ROIAlignV2``, but boxes keep float32 coordinates whatever the precision of the features.
 
     Args:
-        features (list[Tensor]): L maps (N, C, H_l, W_l), finest first; float16, bfloat16, float32
+        features: L maps (N, C, H_l, W_l), finest first; float16, bfloat16, float32
             or float64.
-        boxes (list[Tensor]): per image (R_n, 4) float32 XYXY in pixels of the padded image. A box
+        boxes: per image (R_n, 4) float32 XYXY in pixels of the padded image. A box
             with NaN or infinity pools to 0.
-        strides (sequence of float): pixels a cell of each level.
-        output_size (int or tuple[int, int]): bins a side, or (rows, columns).
-        sampling_ratio (int): samples a bin and axis; 0 takes ceil(box / bins), at least none.
+        strides: pixels a cell of each level.
+        output_size: bins a side, or (rows, columns).
+        sampling_ratio: samples a bin and axis; 0 takes ceil(box / bins), at least none.
 
     Returns:
         Tensor: (R, C, rows, columns) in the features' dtype, rows in image-major box order; sums
@@ -491,16 +522,16 @@ def multilevel_roi_align(features, boxes, *, strides, output_size=7, sampling_ra
 
 
 def roi_distillation_loss(
-    student,
-    teacher,
-    boxes,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    boxes: Sequence[Tensor],
     *,
-    strides,
-    output_size=7,
-    sampling_ratio=0,
-    distance="mse",
-    adapter=None,
-):
+    strides: Sequence[float],
+    output_size: int | tuple[int, int] = 7,
+    sampling_ratio: int = 0,
+    distance: str = "mse",
+    adapter: Adapters = None,
+) -> Tensor:
     """Distance of the RoI-aligned features of two pyramids on the same boxes.
 
     .. math:: L = \\frac{1}{R P Q} \\sum_{r,p,q}
@@ -511,14 +542,14 @@ def roi_distillation_loss(
     :func:`multilevel_roi_align`. 0 boxes give 0.
 
     Args:
-        student (list[Tensor]): L maps (N, C_s, H_l, W_l), finest first.
-        teacher (list[Tensor]): L maps (N, C_t, H_l, W_l); another precision is welcome.
-        boxes (list[Tensor]): per image (R_n, 4) float32 XYXY in pixels of the padded image.
-        strides (sequence of float): pixels a cell of each level.
-        output_size (int or tuple[int, int]): bins a side, or (rows, columns).
-        sampling_ratio (int): samples a bin and axis; 0 is adaptive.
-        distance (str): ``mse`` | ``l1`` | ``smooth_l1`` | ``cosine``.
-        adapter (optional): applied to the pooled values; see :func:`feature_imitation_loss`.
+        student: L maps (N, C_s, H_l, W_l), finest first.
+        teacher: L maps (N, C_t, H_l, W_l); another precision is welcome.
+        boxes: per image (R_n, 4) float32 XYXY in pixels of the padded image.
+        strides: pixels a cell of each level.
+        output_size: bins a side, or (rows, columns).
+        sampling_ratio: samples a bin and axis; 0 is adaptive.
+        distance: ``mse`` | ``l1`` | ``smooth_l1`` | ``cosine``.
+        adapter: applied to the pooled values; see :func:`feature_imitation_loss`.
 
     Returns:
         Tensor: scalar.
@@ -533,22 +564,26 @@ def roi_distillation_loss(
     _checks.one_of("distance", distance, DISTANCES[:-1])
     strides = _checks.pooling_arguments("student", student, boxes, strides)
     _checks.pooling_arguments("teacher", teacher, boxes, strides)
-    adapter = _checks.adapters(adapter, student, teacher)
+    of_level = _checks.adapters(adapter, student, teacher)
     bins = _checks.bins(output_size)
     pooled, _ = _pool(student, boxes, strides, bins, sampling_ratio)
-    with torch.no_grad():
-        targets, _ = _pool(teacher, boxes, strides, bins, sampling_ratio)
-    total = sum(
-        _distance(_adapt(s, a, dim=1), t.to(s.dtype), distance, dim=1).sum()
-        for s, t, a in zip(pooled, targets, adapter, strict=True)
-    )
+    # Detached, for no_grad leaves forward mode on.
+    targets, _ = _pool([t.detach() for t in teacher], boxes, strides, bins, sampling_ratio)
+    total = torch.zeros((), dtype=pooled[0].dtype, device=pooled[0].device)
+    for s, t, a in zip(pooled, targets, of_level, strict=True):
+        total = total + _distance(_adapt(s, a, dim=1), t.to(s.dtype), distance, dim=1).sum()
     return total / max(sum(len(b) for b in boxes) * bins[0] * bins[1], 1)
 
 
 # ------------------------------------------------------------------------------------------ logits
 def kl_distillation_loss(
-    student_logits, teacher_logits, *, temperature=1.0, weights=None, activation="softmax"
-):
+    student_logits: Tensor | Sequence[Tensor],
+    teacher_logits: Tensor | Sequence[Tensor],
+    *,
+    temperature: float = 1.0,
+    weights: Tensor | Sequence[Tensor] | None = None,
+    activation: str = "softmax",
+) -> Tensor:
     """Temperature-scaled KL divergence of the teacher's classes from the student's.
 
     .. math:: L = \\frac{\\sum_r w_r\\, T^2 \\sum_k \\mathrm{KL}_{rk}}{\\max(\\sum_r w_r, 1)}
@@ -560,13 +595,13 @@ def kl_distillation_loss(
     A class that the teacher excludes (a logit of minus infinity) contributes 0.
 
     Args:
-        student_logits (Tensor or list[Tensor]): (..., K), classes last; float16, bfloat16, float32
+        student_logits: (..., K), classes last; float16, bfloat16, float32
             or float64. A list, for example one tensor a level, counts as all its rows together.
-        teacher_logits (Tensor or list[Tensor]): (..., K); another precision is welcome.
-        temperature (float): T.
-        weights (Tensor or list[Tensor], optional): (...) weights of the rows, at least 0; None
+        teacher_logits: (..., K); another precision is welcome.
+        temperature: T.
+        weights: (...) weights of the rows, at least 0; None
             weighs each 1, so the loss is the mean over rows.
-        activation (str): ``softmax`` | ``sigmoid``.
+        activation: ``softmax`` | ``sigmoid``.
 
     Returns:
         Tensor: scalar.
@@ -577,25 +612,27 @@ def kl_distillation_loss(
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531).
     """
-    student, teacher, weights = _checks.logits_and_weights(student_logits, teacher_logits, weights)
+    student, teacher, row_weights = _checks.logits_and_weights(
+        student_logits, teacher_logits, weights
+    )
     _checks.positive("temperature", temperature)
     _checks.one_of("activation", activation, ("softmax", "sigmoid"))
 
-    def row_losses(log_q, log_p):
+    def row_losses(log_q: Tensor, log_p: Tensor) -> Tensor:
         return _weighted(log_q.exp(), log_q - log_p).sum(-1)
 
-    return _mean_over_rows(student, teacher, weights, temperature, activation, row_losses)
+    return _mean_over_rows(student, teacher, row_weights, temperature, activation, row_losses)
 
 
 def soft_cross_entropy_loss(
-    student_logits,
-    teacher_logits,
+    student_logits: Tensor | Sequence[Tensor],
+    teacher_logits: Tensor | Sequence[Tensor],
     *,
-    temperature=1.0,
-    class_weights=None,
-    weights=None,
-    activation="softmax",
-):
+    temperature: float = 1.0,
+    class_weights: Tensor | None = None,
+    weights: Tensor | Sequence[Tensor] | None = None,
+    activation: str = "softmax",
+) -> Tensor:
     """Cross-entropy of the student's classes under the teacher's, with weighted classes.
 
     .. math:: L = \\frac{\\sum_r w_r\\, T^2 \\sum_k c_k\\, \\mathrm{CE}_{rk}}{\\max(\\sum_r w_r, 1)}
@@ -609,14 +646,14 @@ def soft_cross_entropy_loss(
     the teacher excludes, contributes 0.
 
     Args:
-        student_logits (Tensor or list[Tensor]): (..., K), classes last; float16, bfloat16, float32
+        student_logits: (..., K), classes last; float16, bfloat16, float32
             or float64. A list, for example one tensor a level, counts as all its rows together.
-        teacher_logits (Tensor or list[Tensor]): (..., K); another precision is welcome.
-        temperature (float): T.
-        class_weights (Tensor, optional): (K,) weights c of the classes, at least 0; None is 1 each.
-        weights (Tensor or list[Tensor], optional): (...) weights of the rows, at least 0; None
+        teacher_logits: (..., K); another precision is welcome.
+        temperature: T.
+        class_weights: (K,) weights c of the classes, at least 0; None is 1 each.
+        weights: (...) weights of the rows, at least 0; None
             weighs each 1, so the loss is the mean over rows.
-        activation (str): ``softmax`` | ``sigmoid``.
+        activation: ``softmax`` | ``sigmoid``.
 
     Returns:
         Tensor: scalar.
@@ -628,21 +665,30 @@ def soft_cross_entropy_loss(
     Source: Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation
     (NIPS 2017), equation 3.
     """
-    student, teacher, weights = _checks.logits_and_weights(student_logits, teacher_logits, weights)
+    student, teacher, row_weights = _checks.logits_and_weights(
+        student_logits, teacher_logits, weights
+    )
     _checks.class_weights(class_weights, student[0])
     _checks.positive("temperature", temperature)
     _checks.one_of("activation", activation, ("softmax", "sigmoid"))
-    c = 1.0
+    c: Tensor | float = 1.0
     if class_weights is not None:
         c = class_weights.detach().to(_checks.loss_dtype(student[0]))
 
-    def row_losses(log_q, log_p):
+    def row_losses(log_q: Tensor, log_p: Tensor) -> Tensor:
         return _weighted(c * log_q.exp(), -log_p).sum(-1)
 
-    return _mean_over_rows(student, teacher, weights, temperature, activation, row_losses)
+    return _mean_over_rows(student, teacher, row_weights, temperature, activation, row_losses)
 
 
-def _mean_over_rows(student, teacher, weights, temperature, activation, row_losses):
+def _mean_over_rows(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    temperature: float,
+    activation: str,
+    row_losses: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     """T^2 times the weighted mean over all rows of ``row_losses(ln q, ln p)``."""
     dtype = _checks.loss_dtype(student[0])
     rows = []
@@ -654,30 +700,30 @@ def _mean_over_rows(student, teacher, weights, temperature, activation, row_loss
             losses = row_losses(F.logsigmoid(t), F.logsigmoid(s))
             losses = losses + row_losses(F.logsigmoid(-t), F.logsigmoid(-s))
         rows.append(temperature**2 * losses.flatten())
-    rows = torch.cat(rows)
+    loss = torch.cat(rows)
     if not weights:
-        return rows.sum() / max(rows.numel(), 1)
-    weights = torch.cat([w.detach().to(dtype).flatten() for w in weights])
-    return (weights * rows).sum() / weights.sum().clamp(min=1)
+        return loss.sum() / max(loss.numel(), 1)
+    weight = torch.cat([w.detach().to(dtype).flatten() for w in weights])
+    return (weight * loss).sum() / weight.sum().clamp(min=1)
 
 
-def _weighted(weight, value):
+def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     """weight * value, 0 where the weight is 0; a NaN passes through."""
     return torch.where(weight == 0, 0, weight * value)
 
 
 def adaptive_distillation_loss(
-    student_logits,
-    teacher_probs,
+    student_logits: Tensor | Sequence[Tensor],
+    teacher_probs: Tensor | Sequence[Tensor],
     *,
-    gamma=2.0,
-    alpha=0.5,
-    beta_c=0.0,
-    theta=1.8,
-    outer="bce",
-    ignore=None,
-    normalizer="theta",
-):
+    gamma: float = 2.0,
+    alpha: float = 0.5,
+    beta_c: float = 0.0,
+    theta: float = 1.8,
+    outer: str = "bce",
+    ignore: Tensor | Sequence[Tensor] | None = None,
+    normalizer: str | None = "theta",
+) -> Tensor:
     """Adaptive distillation loss of dense sigmoid classifiers (SAD, arXiv 1901.00366).
 
     For a student logit x with p = sigmoid(x), a teacher probability q and
@@ -696,16 +742,16 @@ def adaptive_distillation_loss(
     ``1 - beta_c`` and which has no ``alpha``. The gradient flows through A as well.
 
     Args:
-        student_logits (Tensor or list[Tensor]): any shape, for example one tensor a level.
-        teacher_probs (Tensor or list[Tensor]): probabilities in [0, 1] of the same shapes.
-        gamma (float): focusing exponent, at least 0.
-        alpha (float): balance of the two classes.
-        beta_c (float): share of the teacher's entropy that is taken off; 0 keeps all of it.
-        theta (float): exponent of the normaliser.
-        outer (str): ``bce`` | ``kl``, the factor that A weighs.
-        ignore (Tensor or list[Tensor], optional): bool of the same shapes; True drops an element
+        student_logits: any shape, for example one tensor a level.
+        teacher_probs: probabilities in [0, 1] of the same shapes.
+        gamma: focusing exponent, at least 0.
+        alpha: balance of the two classes.
+        beta_c: share of the teacher's entropy that is taken off; 0 keeps all of it.
+        theta: exponent of the normaliser.
+        outer: ``bce`` | ``kl``, the factor that A weighs.
+        ignore: bool of the same shapes; True drops an element
             from the sum of losses. The normaliser counts every element, as released.
-        normalizer (str, optional): ``theta``, or None for the plain sum.
+        normalizer: ``theta``, or None for the plain sum.
 
     Returns:
         Tensor: scalar.
@@ -717,8 +763,9 @@ def adaptive_distillation_loss(
         student_logits, teacher_probs, gamma, outer, ignore, normalizer
     )
     dtype = _checks.loss_dtype(logits[0])
-    total, mass = 0.0, 0.0
-    for x, q, skip in zip(logits, probs, ignored or [None] * len(logits), strict=True):
+    total = mass = torch.zeros((), dtype=dtype, device=logits[0].device)
+    skips: Sequence[Tensor | None] = ignored or [None] * len(logits)
+    for x, q, skip in zip(logits, probs, skips, strict=True):
         x, q = x.to(dtype), q.detach().to(dtype)
         mass = mass + q.pow(theta).sum()
         if skip is not None:
@@ -740,8 +787,13 @@ def adaptive_distillation_loss(
 
 
 def bounded_regression_loss(
-    student_deltas, teacher_deltas, target_deltas, *, margin=0.01, normalizer=None
-):
+    student_deltas: Tensor,
+    teacher_deltas: Tensor,
+    target_deltas: Tensor,
+    *,
+    margin: float = 0.01,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
     """Box regression that is bounded by the teacher's error (Chen et al., NIPS 2017).
 
     .. math:: L = \\frac{1}{Z} \\sum_r \\|s_r - y_r\\|^2\\,
@@ -750,11 +802,11 @@ def bounded_regression_loss(
     A box counts while the student's squared error plus the margin exceeds the teacher's.
 
     Args:
-        student_deltas (Tensor): (R, D) box deltas.
-        teacher_deltas (Tensor): (R, D), of the same boxes.
-        target_deltas (Tensor): (R, D), ground truth of the same boxes.
-        margin (float): m, in squared units of the deltas.
-        normalizer (float or 0-d Tensor, optional): Z, taken as at least 1; None is R. Detectron2
+        student_deltas: (R, D) box deltas.
+        teacher_deltas: (R, D), of the same boxes.
+        target_deltas: (R, D), ground truth of the same boxes.
+        margin: m, in squared units of the deltas.
+        normalizer: Z, taken as at least 1; None is R. Detectron2
             divides its box loss by all sampled boxes, so pass that number with the rows of the
             foreground boxes.
 

@@ -450,7 +450,7 @@ def launches(emulator):
 
 
 def compare(emulator, family=None):
-    """Names of the calls, of one family or all, whose result is not the definition's."""
+    """Names of the calls, of one family or all, whose result is not the reference's."""
     import torch
 
     wrong = []

@@ -1,7 +1,7 @@
 """How the tests of the operators compare, record and repeat.
 
-The rule for values and gradients: against the definition in float64, the compiled operator errs by
-at most twice as much as the definition run in the same precision.
+The rule for values and gradients: against the reference in float64, the fused operator errs by
+at most twice as much as the reference run in the same precision.
 """
 
 import torch
@@ -37,17 +37,17 @@ def assert_as_exact(function, leaves, dtype, upstream=3.0):
     results = {}
     for impl in IMPLS:
         results[impl] = loss_and_gradients(lambda x, impl=impl: function(x, impl), leaves, upstream)
-    (fused, gradients), (eager, eager_gradients) = results["fused"], results["reference"]
-    assert fused.dtype == eager.dtype == torch.promote_types(dtype, torch.float32)
+    (fused, gradients), (plain, plain_gradients) = results["fused"], results["reference"]
+    assert fused.dtype == plain.dtype == torch.promote_types(dtype, torch.float32)
     unit = torch.finfo(fused.dtype).eps * exact.abs()
-    assert (fused.double() - exact).abs() <= 2 * (eager.double() - exact).abs() + 4 * unit
-    for x, g, eager_g, exact_g in zip(
-        leaves, gradients, eager_gradients, exact_gradients, strict=True
+    assert (fused.double() - exact).abs() <= 2 * (plain.double() - exact).abs() + 4 * unit
+    for x, g, plain_g, exact_g in zip(
+        leaves, gradients, plain_gradients, exact_gradients, strict=True
     ):
         assert g.dtype == dtype and g.shape == x.shape
-        error, eager_error = (g.double() - exact_g).norm(), (eager_g.double() - exact_g).norm()
+        error, plain_error = (g.double() - exact_g).norm(), (plain_g.double() - exact_g).norm()
         slack = 0.25 if x.numel() > 100 else 2
-        assert error <= 2 * eager_error + slack * torch.finfo(dtype).eps * exact_g.norm()
+        assert error <= 2 * plain_error + slack * torch.finfo(dtype).eps * exact_g.norm()
 
 
 def assert_same_for_any_number_of_threads(run, repeat=1):

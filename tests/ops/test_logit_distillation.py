@@ -1,4 +1,4 @@
-"""The logit losses: by hand, published values, gradients; compiled against the definition."""
+"""The logit losses: by hand, published values, gradients; fused against the reference."""
 
 import itertools
 import math

@@ -86,7 +86,7 @@ def test_what_is_missing_is_one_sentence(missing, module):
     assert missing in last.lower() or "pytorch" in last.lower()
 
 
-def test_without_the_compiled_module_the_definitions_run():
+def test_without_the_compiled_module_the_references_run():
     result = run_without(
         [],
         """
@@ -162,12 +162,12 @@ def test_the_command_prints_what_runs():
 
 @rule("Fused and reference forms of an operator share signature and docstring")
 @pytest.mark.parametrize("name", OPERATORS)
-def test_definition_and_operator_share_signature_and_docstring(name):
-    operator, definition = getattr(ops, name), getattr(reference, name)
+def test_reference_and_operator_share_signature_and_docstring(name):
+    operator, plain = getattr(ops, name), getattr(reference, name)
     parameters = dict(inspect.signature(operator).parameters)
     assert parameters.pop("impl").default is None
-    assert parameters == dict(inspect.signature(definition).parameters)
-    assert operator.__doc__.startswith(definition.__doc__) and "``impl``" in operator.__doc__
+    assert parameters == dict(inspect.signature(plain).parameters)
+    assert operator.__doc__.startswith(plain.__doc__) and "``impl``" in operator.__doc__
 
 
 def test_impl_chooses(monkeypatch):

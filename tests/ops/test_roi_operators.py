@@ -1,5 +1,5 @@
 """multilevel_roi_align and roi_distillation_loss against torchvision, Detectron2 and by hand;
-compiled against the definition."""
+fused against the reference."""
 
 import functools
 import inspect
@@ -43,7 +43,7 @@ def impl(request):
 
 @pytest.fixture
 def multilevel_roi_align(impl):
-    """The tests that ask for an operator run with its compiled form and with its definition."""
+    """The tests that ask for an operator run with its fused form and with its reference."""
     return functools.partial(ops.multilevel_roi_align, impl=impl)
 
 
@@ -317,9 +317,9 @@ def test_levels_of_another_width_cannot_be_pooled_together(multilevel_roi_align)
         multilevel_roi_align(maps, random_boxes(), strides=STRIDES)
 
 
-# ---------------------------------------------------------------- the compiled and the definition
+# ---------------------------------------------------------------- the compiled and the reference
 LAYOUTS = ["nchw", "channels_last", "strided"]
-# float64, in which the definition has no error to compare with, is tested against torchvision.
+# float64, in which the reference has no error to compare with, is tested against torchvision.
 STORAGE = [
     (torch.float32, "nchw"),
     (torch.float32, "channels_last"),
@@ -377,26 +377,26 @@ def pooled_and_gradients(impl, maps, boxes, scale=1.0, **options):
 
 
 def assert_pooled_as_exact(maps, boxes, **options):
-    """Errors of at most twice those of the definition in the same precision."""
+    """Errors of at most twice those of the reference in the same precision."""
     dtype = maps[0].dtype
     exact, exact_gradients = pooled_and_gradients(
         "reference", [m.double() for m in maps], boxes, **options
     )
     fused, gradients = pooled_and_gradients("fused", maps, boxes, **options)
-    eager, eager_gradients = pooled_and_gradients("reference", maps, boxes, **options)
+    plain, plain_gradients = pooled_and_gradients("reference", maps, boxes, **options)
     assert fused.dtype == dtype and fused.shape == exact.shape
     for m, g in zip(maps, gradients, strict=True):
         assert g.dtype == dtype and g.shape == m.shape
-    for got, plain, true in zip(
-        [fused, *gradients], [eager, *eager_gradients], [exact, *exact_gradients], strict=True
+    for got, other, true in zip(
+        [fused, *gradients], [plain, *plain_gradients], [exact, *exact_gradients], strict=True
     ):
-        error, plain_error = (got.double() - true).norm(), (plain.double() - true).norm()
+        error, plain_error = (got.double() - true).norm(), (other.double() - true).norm()
         assert error <= 2 * plain_error + torch.finfo(dtype).eps * true.norm()
 
 
 @pytest.mark.parametrize("bins, sampling_ratio", [(7, 0), (7, 2), ((3, 5), 0), ((5, 2), 2), (1, 3)])
 @pytest.mark.parametrize("dtype, layout", STORAGE)
-def test_pooling_errs_no_more_than_the_definition(dtype, layout, bins, sampling_ratio):
+def test_pooling_errs_no_more_than_the_reference(dtype, layout, bins, sampling_ratio):
     assert_pooled_as_exact(
         pyramid(19, layout, dtype),
         people(),
@@ -447,7 +447,7 @@ def distillation(adapter="none", dtype=torch.float32, layout="nchw", channels=12
 @pytest.mark.parametrize("dtype, layout", STORAGE)
 @pytest.mark.parametrize("adapter", ["none", "one"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_loss_errs_no_more_than_the_definition(distance, adapter, dtype, layout):
+def test_loss_errs_no_more_than_the_reference(distance, adapter, dtype, layout):
     # Boxes that pool to 0 would make the direction of a zero vector the error of a cosine.
     function, leaves = distillation(
         adapter, dtype, layout, distance=distance, odd=distance != "cosine"
@@ -486,7 +486,7 @@ def test_compiled_equals_torchvision(layout, sampling_ratio):
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_compiled_equals_the_definition_for_any_shape(data):
+def test_fused_equals_the_reference_for_any_shape(data):
     draw = data.draw
     images, levels = draw(st.integers(0, 3)), draw(st.integers(1, 3))
     channels = draw(st.sampled_from([1, 3, 255, 257]))
@@ -795,7 +795,7 @@ def test_the_cpu_kernels_are_compiled():
 
 
 @pytest.mark.parametrize("name", ["multilevel_roi_align", "roi_distillation_loss"])
-def test_compiled_and_definition_have_one_signature(name):
+def test_fused_and_reference_have_one_signature(name):
     from hkd_d2.ops import roi_align, roi_distillation
 
     face = roi_align if name == "multilevel_roi_align" else roi_distillation
@@ -815,15 +815,46 @@ def test_one_operator_forward_and_one_backward(adapter):
     assert called == ["hkd_d2.multilevel_roi_align", "hkd_d2.multilevel_roi_align_backward"]
 
 
-def test_double_backward_is_refused():
-    maps = [m.requires_grad_() for m in pyramid(6)]
+def test_double_backward_of_the_distillation_is_refused():
     function, leaves = distillation()
     leaves = [x.requires_grad_() for x in leaves]
-    pooled = ops.multilevel_roi_align(maps, people(), strides=STRIDES, impl="fused")
-    for value, of in ((pooled.square().sum(), maps), (function(leaves), leaves)):
-        (gradient, *_) = torch.autograd.grad(value, of, create_graph=True)
-        with pytest.raises(RuntimeError, match="no second derivative; pass impl='reference'"):
-            torch.autograd.grad(gradient.sum(), of[0])
+    (gradient, *_) = torch.autograd.grad(function(leaves), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="compare the tensors of two multilevel_roi_align"):
+        torch.autograd.grad(gradient.sum(), leaves[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_derivative_of_pooling_by_hand(layout):
+    """A bin over whole cells is their mean, m = (a + b + c + d) / 4 of one sample at their middle.
+
+    The Hessian of m^2 has 2/16 for every pair of the four cells.
+    """
+    maps = stored([torch.randn(1, 1, 4, 4, dtype=torch.float64)], layout)[0].requires_grad_()
+    box = [torch.tensor([[1.0, 1.0, 3.0, 3.0]])]
+
+    def square(x):
+        pooled = ops.multilevel_roi_align(
+            [x], box, strides=[1], output_size=1, sampling_ratio=1, impl="fused"
+        )
+        return pooled.square().sum()
+
+    hessian = torch.autograd.functional.hessian(square, maps)[0, 0, :, :, 0, 0]
+    expected = torch.zeros(4, 4, 4, 4, dtype=torch.float64)
+    expected[1:3, 1:3, 1:3, 1:3] = 2 / 16
+    torch.testing.assert_close(hessian, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_derivatives_of_pooling_of_several_levels(layout):
+    maps = [m[:, :, : 9 >> i, : 12 >> i] for i, m in enumerate(pyramid(3)[:2])]
+    maps = [m.double() for m in maps]
+    maps = [m.detach().requires_grad_() for m in stored(maps, layout)]
+
+    def cube(*maps):
+        pooled = ops.multilevel_roi_align(maps, people(3), strides=STRIDES[:2], output_size=2)
+        return (pooled**3).sum()
+
+    assert torch.autograd.gradgradcheck(cube, maps, fast_mode=True)
 
 
 def calls_of(function):

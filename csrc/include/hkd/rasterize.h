@@ -1,6 +1,6 @@
 // Which cells of a feature map lie under a box. Needs no torch header.
 //
-// Computed in T, the type of the boxes, in the order of operations of the definition in
+// Computed in T, the type of the boxes, in the order of operations of the reference in
 // hkd_d2/ops/reference.py, so that a border falls on the same side in both.
 #pragma once
 
