@@ -68,7 +68,7 @@ def test_ops_work_with_pytorch_alone():
     "missing, module",
     [
         ("detectron2", "hkd_d2.config"),
-        ("detectron2", "hkd_d2.data"),
+        ("detectron2", "hkd_d2.data.mapper"),
         ("detectron2", "hkd_d2.engine"),
         ("detectron2", "hkd_d2.modeling.meta_arch"),
         ("torchvision", "hkd_d2.distillation"),
