@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
 from hkd_d2.data.mapper import is_ignored
+from hkd_d2.inference.images import read_data_image
 
 BACKGROUND = "background"
 # Ours: a background crop may cover this share of a row, or a row this share of the crop.
@@ -175,7 +175,7 @@ def write_crops(
             seen = None
             for number, crop in enumerate(tqdm(crops, desc=split, unit="crop")):
                 if crop.image != seen:
-                    seen, image = crop.image, read(records[crop.image]["file_name"])
+                    seen, image = crop.image, read_data_image(records[crop.image]["file_name"])
                 name = f"{crop.image:06}_{number:07}.png"
                 cut(image, crop, size).save(partial / split / crop.label / name)
         partial.chmod(0o755)  # a temporary folder is its maker's alone
@@ -183,10 +183,3 @@ def write_crops(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def read(file: str) -> np.ndarray:
-    try:
-        return read_image(file, "RGB")
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-        raise ValueError(f"{file}: the image cannot be read ({error}); fetch it again.") from error

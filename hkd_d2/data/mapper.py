@@ -1,14 +1,22 @@
 """Which pedestrians count in training, and the mapper that keeps the others as ignore rows."""
 
+import copy
+
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode
+from PIL import Image
+
+from hkd_d2.data.image_files import size_sentence
+from hkd_d2.inference.images import read_data_image
 
 
 def is_ignored(annotation: dict, min_height: float, min_visibility: float) -> bool:
-    """Whether training ignores a row: by its own flag, as a crowd, or as too small or too hidden.
+    """Tell whether training ignores a row: flagged, a crowd, too small or too hidden.
 
     Args:
         annotation: a row of a record (see :mod:`hkd_d2.data.datasets.records`); ``ignore``,
@@ -30,6 +38,10 @@ def training_counts(
 ) -> dict[str, int]:
     """Count what training sees.
 
+    Args:
+        records: see :mod:`hkd_d2.data.datasets.records`.
+        min_height, min_visibility: see :func:`is_ignored`.
+
     Returns:
         dict: ``images``, ``rows``, ``pedestrians`` (rows that the file does not ignore),
         ``positives`` (rows that training does not ignore) and ``positive_images`` (images with
@@ -47,6 +59,17 @@ def training_counts(
         "positives": sum(positives),
         "positive_images": sum(n > 0 for n in positives),
     }
+
+
+class UnusableRecord(ValueError):
+    """An image of a data set cannot be used: one sentence that names it.
+
+    PyTorch raises an error of a loader's worker again with a text that holds all of the worker's
+    traceback, and the sentence last; here only the sentence is kept.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text.rsplit("UnusableRecord: ", 1)[-1].strip())
 
 
 class PedestrianMapper(DatasetMapper):
@@ -102,20 +125,35 @@ class PedestrianMapper(DatasetMapper):
             training, ``instances``.
 
         Raises:
-            ValueError: the image cannot be read or its size is not the record's.
+            UnusableRecord: a ValueError; the image cannot be read, its size is not the record's, or
+                nothing of it is left after resizing.
         """
+        record = copy.deepcopy(dataset_dict)
+        path = record["file_name"]
         try:
-            return super().__call__(dataset_dict)
-        except utils.SizeMismatchError as error:
-            raise ValueError(
-                f"{dataset_dict['file_name']}: the image is not of the size "
-                f"{dataset_dict['width']}x{dataset_dict['height']} that the annotations state; use "
-                "the images that the annotations were made for."
+            image = read_data_image(path)
+        except (ValueError, OSError) as error:
+            raise UnusableRecord(str(error)) from error
+        size = image.shape[:2]
+        stated = record.setdefault("height", size[0]), record.setdefault("width", size[1])
+        if size != stated:
+            raise UnusableRecord(size_sentence(path, stated, size))
+        if self.image_format != "RGB":
+            image = utils.convert_PIL_to_numpy(Image.fromarray(image), self.image_format)
+        seen = T.AugInput(image)
+        try:
+            transforms = self.augmentations(seen)
+        except ValueError as error:
+            raise UnusableRecord(
+                f"The image '{path}' of {size[1]}x{size[0]} pixels cannot be resized or cropped "
+                f"({error}); cut or remove it, or change INPUT."
             ) from error
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-            raise ValueError(
-                f"{dataset_dict['file_name']}: the image cannot be read ({error}); fetch it again."
-            ) from error
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, seen.image.shape[:2])
+        return record
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         rows = dataset_dict.pop("annotations")

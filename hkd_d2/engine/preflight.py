@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from hkd_d2.data.datasets import check_records
-from hkd_d2.data.image_files import check_image_files
+from hkd_d2.data.image_files import check_image_files, resize_sizes
 from hkd_d2.data.loader import labelled_sets, pool_sets
 from hkd_d2.data.mapper import is_ignored
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
@@ -43,7 +43,7 @@ def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     for name, records in {**training, **test}.items():
         if comm.is_main_process():  # one reader of every file is enough
             logger.info("Checking the %d images of %s", len(records), name)
-            check_image_files(records, name)
+            check_image_files(records, name, resize_sizes(cfg, name in training))
     return training
 
 

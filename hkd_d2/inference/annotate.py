@@ -25,13 +25,13 @@ CODEC = "mp4v"  # MPEG-4 part 2, which every build of OpenCV writes
 
 @dataclass
 class Summary:
-    """What became of the sources.
+    """The outcome for all sources.
 
     Attributes:
-        written (list[Path]): copies, then COCO files.
-        frames (int): frames that were looked at.
-        refusals (int): sources that could not be read, or not to their end.
-        interrupted (bool): by Ctrl-C; what was done until then is written.
+        written: copies, then COCO files.
+        frames: frames that were looked at.
+        refusals: sources that could not be read, or not to their end.
+        interrupted: by Ctrl-C; what was done until then is written.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -82,7 +82,11 @@ def annotate(
                 with contextlib.closing(_Copy(copy, source)) as writer:
                     frames = _read(source, refuse)
                     for number, (frame, fps) in enumerate(itertools.islice(frames, max_frames)):
-                        found = {n: d.detect([frame])[0] for n, d in detectors.items()}
+                        try:
+                            found = {n: d.detect([frame])[0] for n, d in detectors.items()}
+                        except ValueError as error:  # a frame that no detector can be shown
+                            refuse(f"'{source}' cannot be searched: {error}")
+                            break
                         origin = {"frame": number, "time": number / fps} if fps else {}
                         for name, record in records.items():
                             record.add(str(source), frame.shape, found[name], origin)

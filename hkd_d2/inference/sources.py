@@ -1,4 +1,4 @@
-"""What a detector is shown: pictures, folders of them, videos and cameras, frame by frame."""
+"""The inputs of a detector: pictures, folders of them, videos and cameras, frame by frame."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hkd_d2.inference.images import MAX_PIXELS, read_image
+from hkd_d2.inference.images import MAX_PIXELS, SUFFIXES, find_files, read_image
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 CAMERA = "webcam"
 # Ours. Frames a second where a video or camera does not tell.
@@ -25,8 +24,8 @@ class Source:
     """One picture, video or camera.
 
     Attributes:
-        place (Path | int): file, or number of the camera.
-        copy (Path): where its annotated copy goes, relative to the folder of all copies; the suffix
+        place: file, or number of the camera.
+        copy: where its annotated copy goes, relative to the folder of all copies; the suffix
             is that of a picture or a video that this project writes.
     """
 
@@ -70,8 +69,8 @@ class Video:
     """Frames of a video or camera, uint8 RGB (H, W, 3), turned as the video's own tag says.
 
     Attributes:
-        num_frames (int | None): as its header counts them; None for a camera, or where not told.
-        fps (float): frames a second.
+        num_frames: as its header counts them; None for a camera, or where not told.
+        fps: frames a second.
     """
 
     def __init__(self, source: Source):
@@ -139,13 +138,13 @@ def find_sources(inputs: Sequence[str], out: str | os.PathLike) -> tuple[list[So
     """Everything that the inputs name.
 
     Args:
-        inputs: pictures, videos, folders (with all pictures and videos below, but for those in
-            ``out``), ``webcam`` or ``webcam:<number>``.
+        inputs: pictures, videos, folders (with all pictures and videos below, in linked folders
+            too, but not in ``out``), ``webcam`` or ``webcam:<number>``.
         out: folder of the annotated copies.
 
     Returns:
-        list[Source]: in the order of the inputs, a folder's in the order of names; each once.
-        list[str]: a sentence for each input that is none of these, or a folder without any.
+        tuple: the sources, in the order of the inputs and of a folder's names, each once; and a
+        sentence for each input that is none of these, and for each folder without any.
 
     Raises:
         ValueError: the copies would replace an input.
@@ -159,27 +158,26 @@ def find_sources(inputs: Sequence[str], out: str | os.PathLike) -> tuple[list[So
         if camera == CAMERA and (number.isdecimal() or text == CAMERA):
             places.setdefault(int(number or 0), Path(f"{CAMERA}{number or 0}"))
         elif path.is_dir():
-            found = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix.lower() in PICTURES + VIDEOS
-                and p.is_file()
-                and not p.resolve().is_relative_to(out.resolve())
-            )
+            try:
+                files = find_files(path, SUFFIXES + VIDEOS)
+            except OSError as error:
+                refusals.append(f"The folder '{text}' cannot be read ({error}); open it to you.")
+                continue
+            found = [p for p in files if not p.resolve().is_relative_to(out.resolve())]
             for file in found:
                 places.setdefault(file, Path(path.resolve().name, file.relative_to(path)))
             if not found:
                 refusals.append(
-                    f"The folder '{text}' has neither pictures ({', '.join(PICTURES)}) nor videos "
+                    f"The folder '{text}' has neither pictures ({', '.join(SUFFIXES)}) nor videos "
                     f"({', '.join(VIDEOS)}); name another."
                 )
-        elif not path.exists():
+        elif not os.path.lexists(path):
             refusals.append(f"'{text}' does not exist; give a picture, video, folder or {CAMERA}.")
-        elif path.suffix.lower() in PICTURES + VIDEOS:
+        elif path.suffix.lower() in SUFFIXES + VIDEOS:
             places.setdefault(path, Path(path.name))
         else:
             refusals.append(
-                f"'{text}' is neither a picture ({', '.join(PICTURES)}) nor a video "
+                f"'{text}' is neither a picture ({', '.join(SUFFIXES)}) nor a video "
                 f"({', '.join(VIDEOS)}); convert it."
             )
     sources, taken = [], set()

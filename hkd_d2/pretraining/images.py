@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from hkd_d2.inference.images import read_data_image
 from hkd_d2.modeling.backbones.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
 DATASETS = ("folder", "cifar10", "cifar100")
@@ -35,7 +37,7 @@ def open_images(kind: str, root: str, size: int, train: bool):
                 f"'{folder}' does not exist; HKD.PRETRAINING.ROOT has the folders train and val, "
                 "with one folder a class in each."
             )
-        return datasets.ImageFolder(folder, transform)
+        return datasets.ImageFolder(folder, transform, loader=_read)
     cifar = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
     try:
         return cifar(root, train, transform)
@@ -44,3 +46,7 @@ def open_images(kind: str, root: str, size: int, train: bool):
             f"'{root}' does not hold {kind} as torchvision unpacks it; put it there or change "
             "HKD.PRETRAINING.ROOT."
         ) from error
+
+
+def _read(path: str) -> Image.Image:
+    return Image.fromarray(read_data_image(path))

@@ -32,7 +32,7 @@ from starlette.requests import ClientDisconnect
 
 from hkd_d2 import __version__
 from hkd_d2.inference import Detector, read_image
-from hkd_d2.inference.images import ImageTooLarge
+from hkd_d2.inference.images import UPLOAD_FORMATS, ImageTooLarge
 from hkd_d2.serve.batching import Batcher, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,11 @@ def create_app(detector: Detector, limits: Limits | None = None) -> FastAPI:
             body = await _body(request, limits)
             loop = asyncio.get_running_loop()
             decode = partial(
-                read_image, body, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels
+                read_image,
+                body,
+                max_bytes=limits.max_bytes,
+                max_pixels=limits.max_pixels,
+                formats=UPLOAD_FORMATS,
             )
             try:
                 image = await loop.run_in_executor(decoders, decode)

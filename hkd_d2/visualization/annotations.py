@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image, ImageOps
 
+from hkd_d2.inference.images import read_data_image
 from hkd_d2.visualization.detections import DPI, draw_box
 
 # What a row is, with colour (Okabe and Ito) and dashes; the last is the visible part of any row.
@@ -101,8 +101,7 @@ def plot_samples(records: list[dict], path: str | os.PathLike, title: str = "") 
             raise FileNotFoundError(
                 f"{record['file_name']}: no such image; put it there or correct the image folder."
             )
-        with Image.open(record["file_name"]) as file:
-            image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+        image = read_data_image(record["file_name"])
         if image.shape[:2] != (record["height"], record["width"]):
             raise ValueError(
                 f"{record['file_name']}: the image is {image.shape[1]}x{image.shape[0]} and the "

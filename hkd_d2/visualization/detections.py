@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from PIL import Image
 
 from hkd_d2.evaluation import Setup, coco_ground_truth
 from hkd_d2.evaluation.miss_rate import HEIGHT_SLACK, MIN_OVERLAP
+from hkd_d2.inference.images import read_data_image
 
 # What a box says: colour (Okabe and Ito) and dashes, so that colour alone never tells.
 STYLES = {
@@ -200,7 +200,7 @@ def compare_detections(scenes: Mapping[str, Scene], path: str | os.PathLike, tit
     """
     if not scenes:
         raise ValueError("There is nothing to draw; give at least one scene.")
-    images = [np.asarray(Image.open(s.file_name).convert("RGB")) for s in scenes.values()]
+    images = [read_data_image(s.file_name) for s in scenes.values()]
     names = list(next(iter(scenes.values())).detections)
     width = 3.3
     heights = [width * image.shape[0] / image.shape[1] for image in images]

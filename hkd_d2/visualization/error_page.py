@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
 from hkd_d2.files import write_text
+from hkd_d2.inference.images import read_data_image
 from hkd_d2.visualization.curves import plot_miss_rate
 from hkd_d2.visualization.detections import STYLES
 from hkd_d2.visualization.errors import (
@@ -173,12 +174,7 @@ class ImageFolder:
         ]
         for place in places:
             if os.path.isfile(place):
-                try:
-                    return Image.open(place).convert("RGB")
-                except (UnidentifiedImageError, OSError) as error:
-                    raise ValueError(
-                        f"{place} cannot be read as an image ({error}); copy it again."
-                    ) from None
+                return Image.fromarray(read_data_image(place))
         raise FileNotFoundError(
             f"{places[0]} does not exist; give the folder in which the ground truth's names lie."
         )

@@ -45,7 +45,7 @@ def cached_records(
     if key is None:
         return parse()
     place = hashlib.sha256(root.encode()).hexdigest()[:12]
-    path = os.path.join(_folder(), f"{name}-{place}.json")
+    path = os.path.join(cache_folder(), f"{name}-{place}.json")
     if os.path.isfile(path):
         try:
             with open(path, encoding="utf-8") as f:
@@ -59,8 +59,8 @@ def cached_records(
     records = parse()
     content = {"key": key, "images": _images(records) if images else None, "records": records}
     try:
-        os.makedirs(_folder(), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_folder()) as part:  # whole or not at all
+        os.makedirs(cache_folder(), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as part:  # whole or not at all
             part = os.path.join(part, name)
             with open(part, "w", encoding="utf-8") as f:
                 f.write(json.dumps(content, separators=(",", ":")))  # json.dump is slower
@@ -70,7 +70,8 @@ def cached_records(
     return records
 
 
-def _folder() -> str:
+def cache_folder() -> str:
+    """The folder of what need not be computed twice."""
     return os.path.expanduser(os.getenv("HKD_D2_CACHE") or os.path.join("~", ".cache", "hkd_d2"))
 
 
