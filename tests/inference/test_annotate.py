@@ -14,6 +14,7 @@ from helpers.red_detector import RedDetector, street, write_video
 from helpers.rules import rule
 from hkd_d2.inference.annotate import annotate
 from hkd_d2.inference.drawing import draw_boxes
+from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.sources import find_sources
 
 pytestmark = rule("The demo goes on past what it cannot read, says so, and replaces no input")
@@ -197,3 +198,21 @@ def test_a_copy_that_cannot_be_written_stops_the_work():
     Path("out/a.png").mkdir()
     with pytest.raises(OSError):
         run(["a.png", "b.png"])
+
+
+def test_a_frame_that_cannot_be_searched_is_named_and_the_rest_goes_on():
+    Image.new("RGB", (2000, 1)).save("line.png")
+    detector = RedDetector()
+    detect = detector.detect
+
+    def refuse_lines(images):
+        for image in images:
+            resized_shape(*image.shape[:2], 600, 900)
+        return detect(images)
+
+    detector.detect = refuse_lines
+    summary, said = run(["a.png", "line.png", "b.png"], {"one": detector})
+    assert (summary.frames, summary.refusals) == (2, 1)
+    assert len(said) == 1 and "'line.png'" in said[0] and "2000x1 pixels is too narrow" in said[0]
+    assert [p.name for p in summary.written] == ["a.png", "b.png", "detections.json"]
+    assert not Path("out/line.png").exists()

@@ -1,5 +1,6 @@
 """Inputs of a demo: what is found, what is refused, and where the copies go."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,21 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(folder):
         for frame in opened:
             seen.append(frame)
     assert len(seen) == 12
+
+
+def test_links_pipes_and_circles(folder):
+    Path("elsewhere").mkdir()
+    Image.fromarray(street()).save("elsewhere/d.png")
+    Path("in/day2").symlink_to("../elsewhere")
+    Path("elsewhere/back").symlink_to("../in")
+    Path("in/broken.png").symlink_to("nowhere.png")
+    os.mkfifo("in/pipe.jpg")
+    sources, refusals = find_sources(["in"], "out")
+    assert refusals == []
+    names = [str(s) for s in sources]
+    assert names == sorted([*(c for c, _ in copies(["in"]))]) and "in/day2/d.png" in names
+    assert len(names) == 8
+    for name in ("in/broken.png", "in/pipe.jpg"):
+        (source,) = (s for s in sources if str(s) == name)
+        with pytest.raises(FileNotFoundError, match=f"The image '{name}'"):
+            source.open()
