@@ -315,12 +315,16 @@ def _load(image, content, name) -> None:
         image.load()
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} is cut short or damaged ({reason}); restore it.") from error
+        raise ValueError(
+            f"{name} cannot be read: it is cut short or damaged ({reason}); restore it."
+        ) from error
     if content is not None and image.format in ("JPEG", "MPO"):
         # What a download leaves whose place was reserved is zeros, which Pillow takes for pixels.
         scan = next((end for kind, end in _jpeg_segments(content) if kind == 0xDA), 0)
         if content.find(b"\xff\xd9", scan) < 0:
-            raise ValueError(f"{name} is cut short (a JPEG without its end); restore it.")
+            raise ValueError(
+                f"{name} cannot be read: it is cut short (a JPEG without its end); restore it."
+            )
 
 
 def _check_depth(image, name) -> None:

@@ -196,7 +196,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     def stop(file):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hkd_d2.data.crops.read", stop)
+    monkeypatch.setattr("hkd_d2.data.crops.read_data_image", stop)
     with pytest.raises(KeyboardInterrupt):
         write_crops(tmp_path / "a", {"train": ([record()], [Crop(0, 0, 0, 9, "x")])}, 8)
     assert list(tmp_path.iterdir()) == []

@@ -181,7 +181,7 @@ def test_damaged_image(record, tmp_path, suffix):
     record["file_name"] = str(path)
     for damaged in (content[: len(content) // 2], b"", b"no image"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"damaged.{suffix}' (is cut|cannot be read)"):
+        with pytest.raises(ValueError, match=f"damaged.{suffix}' cannot be read"):
             mapper()(record)
     path.unlink()
     with pytest.raises(ValueError, match=f"damaged.{suffix}' does not exist"):

@@ -183,7 +183,7 @@ def test_sixteen_bits_are_turned_too():
 
 def test_the_cut_picture_that_pillow_opened():
     picture = Image.open(io.BytesIO(encoded(Image.fromarray(noise()))[:-2000]))
-    with pytest.raises(ValueError, match="^The image is cut short or damaged"):
+    with pytest.raises(ValueError, match="^The image cannot be read: it is cut short or damaged"):
         as_array(picture)
 
 

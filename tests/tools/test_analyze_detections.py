@@ -242,7 +242,7 @@ def test_missing_points_by_name(main, folder, rule, missing):
         (["gt.json", "good.json", "--setup", "heavy"], "The setup counts no pedestrian"),
         (["gt.json", "good.json", "--images", "nowhere"], "nowhere is no folder"),
         (["gt.json", "good.json", "--images", "empty"], "empty/town_4.png does not exist"),
-        (["gt.json", "good.json", "--images", "broken"], "town_4.png cannot be read"),
+        (["gt.json", "good.json", "--images", "broken"], "town_4.png' cannot be read"),
         (["gt.json", "good.json", "--fppi", "0"], "fppi is 0"),
         (["gt.json", "good.json", "--out", "page.txt"], "let its name end in .html"),
         (["gt.json", "good.json", "--out", "gt.html"], "gt.json would be overwritten"),
