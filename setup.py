@@ -23,6 +23,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 try:
     import torch
@@ -185,5 +186,16 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
+class Files(build_py):
+    """The package's files, and configs/ as hkd_d2/configs. An editable install reads configs/."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "hkd_d2", "configs")
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree("configs", target)
+
+
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "build_py": Files})

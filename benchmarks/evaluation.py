@@ -1,7 +1,7 @@
 """Time the miss rate of all ten setups: compiled, in NumPy, and its steps in plain Python.
 
-    python tools/benchmark_evaluation.py
-    python tools/benchmark_evaluation.py --detections 10000 --repeats 1
+    python -m benchmarks.evaluation
+    python -m benchmarks.evaluation --detections 10000 --repeats 1
 
 Draws sets like CityPersons' (500 images, 12 annotated boxes an image, 100 detections an image; more
 detections are more images) and times from the parsed JSON to the ten results, best of the repeats.

@@ -1,7 +1,7 @@
 """Check and time the CUDA kernels on this machine's GPU, and write one report folder.
 
     make gpu-check                      or, where there is PyTorch and no Detectron2:
-    python tools/gpu_check.py
+    python -m benchmarks.gpu_check
 
 Needs a CUDA build of PyTorch (2.11 or newer), its toolkit's nvcc, pytest, hypothesis, ninja and
 pybind11. Builds the modules here, then

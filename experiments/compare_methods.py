@@ -1,10 +1,10 @@
 """Every distillation method on the same small student, streets and schedule, over several seeds.
 
-    python tools/compare_methods.py                or    make methods
-    python tools/compare_methods.py --methods fgfi,pkd --seeds 0
-                                                   or    make methods METHODS=fgfi,pkd SEEDS=0
-    python tools/compare_methods.py --cost         step time and memory alone, anew
-    python tools/compare_methods.py --docs         copy the results into docs/ as well
+    python -m experiments.compare_methods             or    make methods
+    python -m experiments.compare_methods --methods fgfi,pkd --seeds 0
+                                                or    make methods METHODS=fgfi,pkd SEEDS=0
+    python -m experiments.compare_methods --cost         step time and memory alone, anew
+    python -m experiments.compare_methods --docs         copy the results into docs/ as well
 
 A method is a file of configs/methods: what it changes is laid over the quickstart's small student
 of its kind. Teachers and streets are the quickstart's, and are made where they are missing. The
@@ -85,9 +85,9 @@ def label_pool(contender: Contender, teacher: Run) -> None:
     if pool.is_file() and pool.stat().st_mtime > teacher.weights.stat().st_mtime:
         return
     print(f"  {teacher.kind} labels the training streets: {pool}", flush=True)
-    command = [sys.executable, str(ROOT / "tools" / "pseudo_label.py")]
-    command += ["--config-file", str(teacher.config_file), "--weights", str(teacher.weights)]
-    command += ["--dataset", "streets_train", "--out", str(pool)]
+    command = [sys.executable, "-m", "hkd_d2", "label"]
+    command += ["--config-file", str(teacher.config_file), "--model", str(teacher.weights)]
+    command += ["--data", "streets_train", "--out", str(pool)]
     streets = Path(teacher.config.HKD.DATA.REGISTER[0][2])
     command += map(str, street_options(streets))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

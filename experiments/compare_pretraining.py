@@ -1,7 +1,7 @@
 """Labels, KD, HSAKD and HSSAKD on one small classification task, over several seeds.
 
-    python tools/compare_pretraining.py            or    make pretraining
-    python tools/compare_pretraining.py --docs     copy the results into docs/ as well
+    python -m experiments.compare_pretraining or    make pretraining
+    python -m experiments.compare_pretraining --docs     copy the results into docs/ as well
 
 Draws pictures of glyphs, trains a small classifier by every method and writes the table;
 configs/pretraining/glyphs.yaml has networks and schedule. What an earlier call finished is used

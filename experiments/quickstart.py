@@ -3,7 +3,7 @@
     python tools/quickstart.py --seeds 0          or    make quickstart
     python tools/quickstart.py --seeds 0,1,2      or    make quickstart SEEDS=0,1,2
 
-Draws the data, trains with tools/train_net.py, compares, and writes a table and pictures to
+Draws the data, trains with hkd train, compares, and writes a table and pictures to
 output/quickstart. What an earlier call finished is used again, unless its settings changed.
 """
 

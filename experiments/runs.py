@@ -190,7 +190,7 @@ def train(
     run.folder.mkdir(parents=True)
     write_text(run.record, json.dumps(record, indent=1))  # at once: it marks the folder
 
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py")]
+    command = [sys.executable, "-m", "hkd_d2", "train"]
     command += ["--config-file", str(run.config_file), *map(str, run.options)]
     environment = dict(os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     start = last = time.monotonic()
@@ -331,7 +331,7 @@ def read_config(config_file: Path, options: list) -> CfgNode:
     """
     cfg = default_config()
     cfg.merge_from_file(str(config_file))
-    # Through text, as the command line of tools/train_net.py does.
+    # Through text, as the command line does.
     options = [str(option) for option in options]
     keys, flat = options[::2], flatten(cfg)
     unknown = [key for key in keys if key not in flat]

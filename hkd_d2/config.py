@@ -88,7 +88,7 @@ def add_hkd_config(cfg: CN) -> None:
     # Factors on the student's own losses, by name, for example {loss_cls: 0.5}; 1 for the others.
     cfg.HKD.STUDENT.LOSS_WEIGHTS = CN(new_allowed=True)
     # Train the student under INT8's rounding (hkd_d2/modeling/fake_quantization.py): fine-tuning
-    # before tools/quantize.py, where quantisation alone costs miss rate.
+    # before hkd quantize, where quantisation alone costs miss rate.
     cfg.HKD.STUDENT.FAKE_QUANTIZATION = False
 
     # ------------------------------------------------------------------ teacher
@@ -318,7 +318,7 @@ def add_hkd_config(cfg: CN) -> None:
 
     # ------------------------------------------------------------------ pre-training of backbones
     cfg.HKD.PRETRAINING = CN()
-    # How tools/pretrain_backbone.py trains: hsakd | kd (teacher, then student) | hssakd (two peers,
+    # How hkd pretrain trains: hsakd | kd (teacher, then student) | hssakd (two peers,
     # each from the other) | labels (the student alone).
     cfg.HKD.PRETRAINING.METHOD = "hsakd"
     # Teacher or peer: resnet18, resnet34, resnet50, with -0.5 for half the width, or wrn-40-2.
@@ -356,7 +356,7 @@ def add_hkd_config(cfg: CN) -> None:
     # Share of the images of each training set whose labels are used, the same ones in every run;
     # the others are not trained on, unless a pool has them.
     cfg.HKD.DATA.LABELED_SHARE = 1.0
-    # Pools of pseudo-labels, files of tools/pseudo_label.py, to train on beside labelled images.
+    # Pools of pseudo-labels, files of hkd label, to train on beside labelled images.
     cfg.HKD.DATA.PSEUDO = []
     # Images of the pools for each labelled image, in every batch.
     cfg.HKD.DATA.PSEUDO_RATIO = 1.0

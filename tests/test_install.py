@@ -1,6 +1,7 @@
 """Building and installing: what is built where, and what is said where something is missing."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of what is installed, without anything built."""
-    copy = tmp_path / "checkout"
+    return copy_checkout(tmp_path / "checkout")
+
+
+def copy_checkout(copy):
     built = shutil.ignore_patterns("*.so", "__pycache__")
-    for folder in ("hkd_d2", "csrc"):
+    for folder in ("hkd_d2", "csrc", "configs"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=built)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy / file)
@@ -161,19 +165,72 @@ def test_without_pybind11_the_build_says_so(load_setup, monkeypatch):
         load_setup()
 
 
-@pytest.mark.slow
-def test_the_wheel_is_for_one_python_and_the_operators_for_all(checkout):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy_checkout(folder / "checkout")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    result = subprocess.run(
-        [*command, "-w", "dist", "."], cwd=checkout, capture_output=True, text=True
+    done = subprocess.run(
+        [*command, "-w", folder, "."], cwd=folder / "checkout", capture_output=True, text=True
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_is_for_one_python_and_the_operators_for_all(wheel):
     tag = "cp{0}{1}-cp{0}{1}-".format(*sys.version_info)
     assert f"-{tag}" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     assert {"hkd_d2/_C.abi3.so", f"hkd_d2/_native{suffix}"} <= {*names}
+    configs = {f"hkd_d2/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
+    assert configs == {name for name in names if name.endswith(".yaml")}
+    workshop = ("benchmarks/", "experiments/", "tests/", "tools/", "configs/")
+    assert not [name for name in names if name.startswith(workshop)]
+
+
+@pytest.mark.slow
+def test_a_wheel_works_without_the_repository(wheel, environment, tmp_path):
+    # PyTorch, Detectron2 and the dependencies of this environment, but not its hkd_d2.
+    this = sysconfig.get_paths()["purelib"]
+    (environment.site_packages / "parent.pth").write_text(f"{this}\n")
+    install = environment("-m", "pip", "install", "--no-deps", wheel)
+    assert install.returncode == 0, install.stdout + install.stderr
+    work = tmp_path / "work"
+    work.mkdir()
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = environment.site_packages.parents[2] / "bin" / "hkd"
+
+    def hkd(*words):
+        done = subprocess.run(
+            [command, *words], cwd=work, env=variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = environment("-c", "import hkd_d2; print(hkd_d2.__file__)", cwd=work, env=variables)
+    assert Path(where.stdout.strip()).is_relative_to(environment.site_packages)
+    assert "_C, " in hkd("info")
+    assert "student_citypersons at 1024x2048" in hkd("count", "student_citypersons.yaml")
+    size = ("--num-train", "2", "--num-val", "2", "--height", "96", "--width", "160")
+    hkd("data", "streets", "--out", "streets", "--workers", "1", *size)
+    hkd("data", "view", "citypersons", "streets", "val", "--out", "samples.png")
+    entries = [[f"streets_{s}", "citypersons", "streets", s] for s in ("train", "val")]
+    options = ["HKD.DATA.REGISTER", str(entries), "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
+    hkd("train", "--config-file", "quickstart/student.yaml", "--out", "run", *options)
+    model = ("--model", "run/model_final.pth")
+    hkd("evaluate", *model, "--data", "citypersons", "streets", "val", "--out", "evaluated")
+    assert (work / "evaluated" / "inference").is_dir()
+    said = hkd("export", *model, "--format", "onnx", "--out", "ship")
+    assert said.startswith("ship/model.onnx: ") and "drawn streets" in said
+    said = hkd("detect", "--model", "ship/model.onnx", "streets/leftImg8bit/val", "--out", "found")
+    assert said.startswith("2 frames; 2 annotated copies and 1 COCO files in found")
+    hkd("data", "check", "citypersons", "streets", "val", "--write-coco")
+    truth = "streets/annotations/val_gt.json"
+    hkd("score", truth, "evaluated/inference/detections_citypersons_streets_val.json")
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ import torch
 from benchmarks.operators import measure, report
 from benchmarks.operators.cases import CASES, SCALES
 from benchmarks.operators.run import PROVIDERS, Differs, run
+from hkd_d2.devices import device_name
 
 ROOT = Path(__file__).resolve().parents[2]
 MALLOC = {
@@ -106,7 +107,7 @@ def run_child(args) -> int:
     device = torch.device(args.device)
     facts = {
         "date": args.child,
-        "device": measure.device_name(device),
+        "device": device_name(device),
         "instruction_set": measure.instruction_set() if args.device == "cpu" else "",
         "threads": args.threads,
         "torch": torch.__version__,

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import os
-import platform
 import statistics
 import subprocess
 import time
@@ -21,18 +20,6 @@ def instruction_set() -> str:
     """Widest vectors that the compiled kernels use here: ``baseline``, ``avx2`` or ``avx512``."""
     limit = os.environ.get("HKD_CPU_ISA")
     return limit or torch.backends.cpu.get_cpu_capability().lower().replace("default", "baseline")
-
-
-def device_name(device: torch.device) -> str:
-    """Model of the processor or of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def commit() -> str:

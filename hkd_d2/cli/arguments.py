@@ -49,14 +49,71 @@ def _is_config(word):
     return word.endswith((".yaml", ".yml")) or os.path.isfile(word)
 
 
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Several models; read them with :func:`named_files` and :func:`named_configs`."""
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE",
+        help=".pth, .safetensors, .onnx, .pt2 or .ts; several times for several side by side",
+    )
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="config of a model [config.yaml beside it]; NAME where there are several",
+    )
+
+
+def add_config_file(parser: argparse.ArgumentParser, text: str) -> None:
+    """Config of the one model; see :func:`config_beside`."""
+    parser.add_argument(
+        "--config-file", metavar="FILE", help=f"{text} [config.yaml beside the model]"
+    )
+
+
+def config_beside(model: str, config_file: str | None) -> str:
+    """The config of a model: the file given, or config.yaml beside the model.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    if config_file is not None:
+        return config_file
+    beside = Path(model).parent / "config.yaml"
+    if not beside.is_file():
+        raise FileNotFoundError(
+            f"'{model}' has no config.yaml beside it; name its config with --config-file."
+        )
+    return str(beside)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where detectors run."""
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N [cpu]")
+
+
+def add_missing_point(parser: argparse.ArgumentParser) -> None:
+    """Rule of the miss rate."""
+    from hkd_d2.evaluation import MISSING_POINTS
+
+    parser.add_argument(
+        "--missing-point",
+        choices=list(MISSING_POINTS),
+        default="official",
+        help="of the miss rate, as in hkd score [%(default)s]",
+    )
+
+
 def add_data(parser: argparse.ArgumentParser, flag: str, text: str, **options) -> None:
     """A data set: FORMAT SOURCE PART, or the name of a registered one; see :func:`data_name`."""
     parser.add_argument(
         flag,
         nargs="+",
         action=_Data,
-        metavar=("NAME | FORMAT", "SOURCE PART"),
-        help=text,
+        metavar=("FORMAT", "SOURCE PART"),
+        help=f"{text}: FORMAT SOURCE PART, or the name of a registered data set",
         **options,
     )
 
@@ -65,14 +122,21 @@ class _Data(argparse.Action):
     """Keeps the words of a data set and leaves the config options that follow them."""
 
     def __call__(self, parser, namespace, words, option_string=None):
-        number = next((i for i, word in enumerate(words) if i and _KEY.fullmatch(word)), len(words))
-        if number not in (1, 3):
+        number = 1 if len(words) == 1 or self.is_name(words) else 3
+        if number > len(words):
             parser.error(
                 f"{option_string} takes the name of a registered data set or FORMAT SOURCE PART, "
-                f"not {number} words"
+                f"not {' '.join(words)}"
             )
         setattr(namespace, self.dest, words[:number])
         namespace.more_options = [*getattr(namespace, "more_options", []), *words[number:]]
+
+    @staticmethod
+    def is_name(words: Sequence[str]) -> bool:
+        """Whether the first of several words is a name, before config options."""
+        from hkd_d2.data.datasets.register import FOLDERS
+
+        return words[0] not in ("coco", *FOLDERS) and _KEY.fullmatch(words[1]) is not None
 
 
 def data_name(words: Sequence[str]) -> str:
@@ -90,8 +154,12 @@ def data_name(words: Sequence[str]) -> str:
     return name
 
 
-def named_models(texts: Sequence[str]) -> dict[str, str]:
+def named_files(texts: Sequence[str], kind: str = "model") -> dict[str, str]:
     """Files by name; one without NAME is named as the file without its suffix.
+
+    Args:
+        texts: [NAME=]FILE each.
+        kind: what the files are, for messages.
 
     Raises:
         ValueError: an empty name or file, a '/' in a name, two of one name.
@@ -102,9 +170,9 @@ def named_models(texts: Sequence[str]) -> dict[str, str]:
         if not sign or os.path.exists(text):  # a file whose own name has the sign
             name, file = Path(text).stem, text
         if not name or not file or "/" in name:
-            raise ValueError(f"{text}: give a model as NAME=FILE with a name without '/'.")
+            raise ValueError(f"{text}: give a {kind} as NAME=FILE with a name without '/'.")
         if name in files:
-            raise ValueError(f"Two models are named '{name}'; name them by NAME=FILE.")
+            raise ValueError(f"Two {kind}s are named '{name}'; name them by NAME=FILE.")
         files[name] = file
     return files
 

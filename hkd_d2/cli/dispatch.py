@@ -15,9 +15,23 @@ from hkd_d2.cli.errors import guard
 # By name; "data check" is hkd_d2/cli/data/check.py.
 COMMANDS = {
     "train": "train a detector, plain or beside its teacher",
-    "evaluate": "score a trained detector on a data set",
-    "score": "miss rate of a file of detections",
+    "evaluate": "score a trained detector on a data set, under Detectron2",
+    "score": "miss rate of a file of detections; needs NumPy alone",
+    "analyze": "what detectors get wrong, as a page",
+    "label": "pseudo-labels: a teacher's detections as labels",
+    "pretrain": "pre-train a backbone by distillation",
+    "export": "write ONNX, torch.export, TorchScript or safetensors, verified",
+    "quantize": "INT8 of an exported detector",
+    "detect": "find pedestrians in pictures, folders, videos or before a camera",
+    "serve": "a detector as an HTTP service",
     "count": "parameters and multiply-adds of configs",
+    "benchmark": "trained detectors side by side: size, speed, memory, miss rate",
+    "data check": "check and prepare a download of a data set",
+    "data view": "draw samples with their boxes",
+    "data crop": "crops of objects and background, to pre-train on",
+    "data split": "the part of a COCO file that lies in given folders",
+    "data streets": "draw a data set of synthetic streets",
+    "info": "versions, what is compiled, for which device",
 }
 WIDTH = 100
 
@@ -31,8 +45,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=formatter, **options)
 
     def error(self, message):
-        message = message[:1].lower() + message[1:].rstrip(".")
-        self.exit(2, f"{self.prog}: {message}; '{self.prog} --help' lists what there is.\n")
+        raise ValueError(f"{message.rstrip('.')}; see {self.prog} --help.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

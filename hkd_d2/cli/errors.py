@@ -107,8 +107,14 @@ class _Terminated(BaseException):
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
+    owner = os.getpid()
+
     def terminate(number, frame):
-        raise _Terminated
+        if os.getpid() == owner:
+            raise _Terminated
+        # A forked process, which has inherited this handler, ends as it would without.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=list(PROTOCOLS),
         default="citypersons",
-        help="whose setups and rules (default: %(default)s)",
+        metavar="NAME",
+        help=f"whose setups and rules [%(default)s]: {', '.join(PROTOCOLS)}",
     )
     parser.add_argument(
         "--missing-point",

@@ -148,19 +148,18 @@ def read_pool(path: str) -> Pool:
     info = data.get("info")
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: no pool of pseudo-labels, its info does not say so; make one with "
-            "tools/pseudo_label.py."
+            f"{path}: no pool of pseudo-labels, its info does not say so; make one with hkd label."
         )
     for key, kind in _INFO.items():
         if not isinstance(info.get(key), kind):
             raise ValueError(
                 f"{path}: the pool is damaged, its info has no '{key}'; make it again with "
-                "tools/pseudo_label.py."
+                "hkd label."
             )
     if [c.get("id") for c in data["categories"]] != list(range(1, len(data["categories"]) + 1)):
         raise ValueError(
             f"{path}: the pool is damaged, its categories are not numbered 1, 2, ...; make it "
-            "again with tools/pseudo_label.py."
+            "again with hkd label."
         )
     if not data["images"] or not data["annotations"]:
         raise ValueError(
@@ -185,7 +184,7 @@ def check_pool_teacher(pool: Pool, weights: str, sha256: str) -> None:
         raise ValueError(
             f"{pool.path}: the pool was made by another teacher (sha256 "
             f"{pool.info['teacher_sha256'][:12]}...) than HKD.TEACHER.WEIGHTS '{weights}' "
-            f"({sha256[:12]}...); make it again with tools/pseudo_label.py or name its teacher."
+            f"({sha256[:12]}...); make it again with hkd label or name its teacher."
         )
 
 

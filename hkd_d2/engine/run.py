@@ -4,7 +4,6 @@ import hkd_d2._requirements  # noqa: F401  isort: skip
 
 import argparse
 import os
-import socket
 import tempfile
 import urllib.parse
 
@@ -18,8 +17,10 @@ from detectron2.utils.logger import setup_logger
 from hkd_d2.config import load_config, student_config
 from hkd_d2.config_files import find_config
 from hkd_d2.data.datasets import check_records, register_dataset, register_datasets
+from hkd_d2.devices import check_device
 from hkd_d2.engine.trainer import Trainer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.ports import check_port
 
 
 def launch_run(args: argparse.Namespace) -> None:
@@ -83,7 +84,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         raise ValueError(
-            f"--num-gpus is {args.num_gpus} and there are {gpus}; give {gpus} at most."
+            f"--num-gpus is {args.num_gpus} and this machine has {gpus}; give {gpus} at most."
         )
     if cfg.SOLVER.AMP.ENABLED and not on_gpu and not args.eval_only:
         raise ValueError(
@@ -101,25 +102,6 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_writable(cfg.OUTPUT_DIR)
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError for a MODEL.DEVICE that PyTorch does not know or this machine lacks."""
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        raise ValueError(
-            f"MODEL.DEVICE is '{device}', which PyTorch does not know; give cpu, cuda or cuda:N."
-        ) from None
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("MODEL.DEVICE is cuda and no GPU is found; add 'MODEL.DEVICE cpu'.")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"MODEL.DEVICE is {device} and there are {torch.cuda.device_count()} GPUs; they are "
-            "counted from 0."
-        )
-    if kind.type not in ("cpu", "cuda"):
-        raise ValueError(f"MODEL.DEVICE is '{device}'; give cpu, cuda or cuda:N.")
-
-
 def check_address(url: str) -> None:
     """Raise ValueError for a --dist-url that the processes of this machine cannot meet at."""
     if not url.startswith("tcp://"):
@@ -131,14 +113,7 @@ def check_address(url: str) -> None:
         port = None
     if not port or not host:
         raise ValueError(f"--dist-url is '{url}'; give tcp://HOST:PORT, the port from 1 to 65535.")
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--dist-url is '{url}', where this process cannot listen "
-            f"({error.strerror or error}); give another port, or --dist-url auto."
-        ) from None
+    check_port(host, port)
 
 
 def check_writable(folder: str) -> None:

@@ -55,7 +55,7 @@ def quantize(
     it they share its fate.
 
     Args:
-        path: an ``.onnx`` of ``tools/export.py``, in float.
+        path: an ``.onnx`` of ``hkd export``, in float.
         images: paths or uint8 RGB arrays to calibrate on; of the training data, never of the test.
         out: file to write.
         data: what the images are, for the metadata.

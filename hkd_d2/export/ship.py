@@ -24,8 +24,6 @@ from hkd_d2.inference.torch_backend import TorchDetector, build_detector, load_c
 logger = logging.getLogger(__name__)
 
 FORMS = (*SUFFIXES, "safetensors")
-# Real frames to verify on, beside a checkout of this repository; docs/data.md says what they are.
-FRAMES = Path(__file__).parents[3] / "shared" / "data" / "mot17mini" / "images"
 NUM_IMAGES = 6
 
 
@@ -55,8 +53,7 @@ def ship(
         size: height and width that images have after resizing; those of
             other proportions are filled up. None for any, by the config's rule.
         batch: number of images of a call; None for any.
-        images: folder of images to verify on; None for MOT17's frames, if they are
-            there, or generated streets.
+        images: folder of images to verify on; None for drawn streets.
         licence, notes: see :func:`write_model_card`.
 
     Returns:
@@ -181,10 +178,6 @@ def verification_images(
         FileNotFoundError: no image in ``folder``.
         ValueError: no image in ``folder`` that has the proportions of ``size``.
     """
-    if folder is None and FRAMES.is_dir():
-        found, name = _fitting(FRAMES, metadata, size), "frames of MOT17"
-        if found:
-            return found, name
     if folder is not None:
         found = _fitting(Path(folder), metadata, size)
         if not found:
@@ -195,7 +188,7 @@ def verification_images(
         return found, "images given"
     height, width = size or resized_shape(384, 640, metadata["min_size"], metadata["max_size"])
     streets = [draw_street(index=i, height=height, width=width)[0] for i in range(NUM_IMAGES)]
-    return [np.ascontiguousarray(street[:, :, ::-1]) for street in streets], "generated streets"
+    return [np.ascontiguousarray(street[:, :, ::-1]) for street in streets], "drawn streets"
 
 
 def _fitting(folder, metadata, size):

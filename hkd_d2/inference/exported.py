@@ -65,5 +65,5 @@ def check_metadata(path: str | Path, metadata: dict) -> None:
     """Raise ValueError where the metadata of a file are not those of an export."""
     if not isinstance(metadata, dict) or any(key not in metadata for key in NEEDED):
         raise ValueError(
-            f"'{path}' does not say how it wants its images; export it with tools/export.py."
+            f"'{path}' does not say how it wants its images; export it with hkd export."
         )

@@ -1,4 +1,4 @@
-"""A detector that ``tools/export.py`` wrote, run by onnxruntime: no PyTorch, no Detectron2."""
+"""A detector that ``hkd export`` wrote, run by onnxruntime: no PyTorch, no Detectron2."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PLAIN = ("kind", "architecture", "input_format", "input_layout", "version", "wei
 
 
 class OnnxDetector(ExportedDetector):
-    """Runs an ONNX file of ``tools/export.py``.
+    """Runs an ONNX file of ``hkd export``.
 
     A session of onnxruntime may be run from several threads at once.
 
@@ -55,7 +55,7 @@ class OnnxDetector(ExportedDetector):
         except Exception as error:  # onnxruntime's own kinds, some of them plain RuntimeErrors
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"'{path}' cannot be read as ONNX ({reason}); export it again with tools/export.py."
+                f"'{path}' cannot be read as ONNX ({reason}); export it again with hkd export."
             ) from error
         metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map)
         # What the graph takes counts: a dimension is a number where it is fixed, else a name.

@@ -1,4 +1,4 @@
-"""A detector that ``tools/export.py`` wrote as .pt2 or .ts, run by PyTorch without Detectron2.
+"""A detector that ``hkd export`` wrote as .pt2 or .ts, run by PyTorch without Detectron2.
 
 Both are programs, and a program may do anything: load only what you wrote yourself.
 """
@@ -82,5 +82,5 @@ def _unreadable(path, error):
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ValueError(
         f"'{path}' cannot be read as a program of PyTorch ({reason}); export it again with "
-        "tools/export.py."
+        "hkd export."
     )

@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from hkd_d2 import __version__
 from hkd_d2.config import add_hkd_config, student_config
+from hkd_d2.devices import check_device
 from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
 from hkd_d2.modeling.stages import check_detector
@@ -72,8 +73,7 @@ def build_detector(
     cfg = student_config(load_config(weights, config_file))
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; only RGB and BGR are served.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"The device is '{device}' and no GPU is found; use 'cpu'.")
+    check_device(device, "The device")
     cfg.MODEL.DEVICE = device
     # No ImageNet weights are fetched for a detector whose weights are given.
     cfg.MODEL.WEIGHTS, cfg.HKD.BACKBONE.PRETRAINED = str(weights), False

@@ -1,14 +1,13 @@
 """The teacher: loaded whole, frozen, hidden from the student's module tree, run in its own way."""
 
-import os
 from functools import partial
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
+from hkd_d2.config_files import find_config
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
 from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage
@@ -180,14 +179,10 @@ def load_teacher_config(path: str) -> CfgNode:
         raise FileNotFoundError(
             "HKD.TEACHER.CONFIG_FILE is empty; name the config file the teacher was trained with."
         )
-    # Configs of this repository name each other, wherever the run was started.
-    candidates = [Path(path), Path(__file__).parents[2] / "configs" / path]
-    found = next((p for p in candidates if p.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"HKD.TEACHER.CONFIG_FILE '{path}' is neither in {os.getcwd()} nor in "
-            f"{candidates[1].parent}; give an existing file."
-        )
+    try:
+        found = find_config(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"HKD.TEACHER.CONFIG_FILE: {error}") from None
     cfg = get_cfg()
     add_hkd_config(cfg)
     cfg.merge_from_file(str(found))
@@ -204,6 +199,6 @@ def load_teacher_weights(model, path: str, config_file: str) -> None:
     if not path:
         raise FileNotFoundError(
             "HKD.TEACHER.WEIGHTS is empty; train the teacher first "
-            f"(tools/train_net.py --config-file {config_file}) and give its model_final.pth."
+            f"(hkd train --config-file {config_file}) and give its model_final.pth."
         )
     StudentCheckpointer(model).load_complete(path, f"the teacher of {config_file}")

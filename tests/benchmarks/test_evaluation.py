@@ -1,4 +1,4 @@
-"""The command line tools/benchmark_evaluation.py."""
+"""The command line benchmarks.evaluation."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
 """Caltech: videos, both kinds of annotations, both versions of the test set's ground truth."""
 
-import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,9 @@ from detectron2.structures import BoxMode
 
 from helpers.rules import rule
 from helpers.small_datasets import jpeg, write_bbgt, write_caltech_new, write_seq, write_vbb
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.data.datasets.caltech import load_caltech, read_vbb
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NONE = [0, 0, 0, 0]
 LABELS = ["person", "person?", "people", "person-fa"]
 # Ids and frames are counted from 1: of 60 frames 30 and 60 are tested on.
@@ -37,7 +37,7 @@ def write_videos(root, sets, where="."):
 
 @pytest.fixture(scope="module")
 def prepare():
-    return runpy.run_path(str(TOOLS / "prepare_data.py"))["main"]
+    return partial(run_command, "data check")
 
 
 @rule("Caltech is read by its toolbox's rules")
@@ -132,7 +132,7 @@ def test_frames_are_extracted_byte_by_byte(tmp_path, prepare, capsys, where, dra
     write_videos(tmp_path, range(6, 11), where)
     with pytest.raises(FileNotFoundError, match="images: no frame of split 'test'; extract them"):
         load_caltech(str(tmp_path), "test")
-    assert prepare(["caltech", "--root", str(tmp_path), "--splits", "test"]) == 0
+    assert prepare(["caltech", str(tmp_path), "test"]) == 0
     out = capsys.readouterr().out
     assert "images               10  DIFFERS from the published 4024" in out
     assert "test: images found: 10 of 10" in out
@@ -144,7 +144,7 @@ def test_frames_are_extracted_byte_by_byte(tmp_path, prepare, capsys, where, dra
     kept, lost = sorted((tmp_path / "images").iterdir())[:2]
     time = kept.stat().st_mtime_ns
     lost.unlink()
-    assert prepare(["caltech", "--root", str(tmp_path), "--splits", "test"]) == 0
+    assert prepare(["caltech", str(tmp_path), "test"]) == 0
     assert kept.stat().st_mtime_ns == time and lost.read_bytes() == FRAMES[59]
     capsys.readouterr()
     counts = draw("caltech", tmp_path, "test")
@@ -155,12 +155,12 @@ def test_extraction_fails_in_one_sentence(tmp_path, prepare, capsys):
     write_videos(tmp_path, range(6, 11))
     video = tmp_path / "set08" / "V000.seq"
     video.write_bytes(video.read_bytes()[:-3000])
-    assert prepare(["caltech", "--root", str(tmp_path), "--splits", "test"]) == 1
+    assert prepare(["caltech", str(tmp_path), "test"]) == 1
     out = capsys.readouterr().out
     assert "test: UNUSABLE: " in out and "set08/V000.seq: frame" in out and "truncated" in out
     assert not list((tmp_path / "images").glob("*.part"))
     video.unlink()
-    assert prepare(["caltech", "--root", str(tmp_path), "--splits", "test"]) == 1
+    assert prepare(["caltech", str(tmp_path), "test"]) == 1
     assert "set08/V000.seq: no such video" in capsys.readouterr().out
 
 

@@ -1,8 +1,6 @@
 """Crops of objects and background: their squares by hand, no row in the background, the tool."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +8,13 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from helpers.rules import rule
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.data.crops import Crop, cut, overlap, plan_crops, write_crops
 
 pytestmark = rule(
     "No annotated row is in a crop of the background, and crops depend on the seed alone"
 )
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "crop_dataset.py"
 OPTIONS = {
     "min_height": 20,
     "min_visibility": 0.0,
@@ -144,7 +142,7 @@ def dataset(tmp_path):
 
 
 def run(dataset, out, *arguments):
-    runpy.run_path(str(TOOL))["main"]([*dataset[0], "--out", str(out), *arguments, *dataset[1]])
+    return run_command("data crop", [*dataset[0], "--out", str(out), *arguments, *dataset[1]])
 
 
 def files(folder):
@@ -171,24 +169,24 @@ def test_the_tool_writes_what_pretraining_reads_twice_alike(dataset, tmp_path, c
     assert np.array_equal(found, np.asarray(expected))
 
 
-def test_the_tool_refuses(dataset, tmp_path, capsys):
+def test_the_command_refuses(dataset, tmp_path, capsys):
+    def refused(words, *arguments, folder="a"):
+        assert run(words, tmp_path / folder, *arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="full' is there already; name a folder that is empty"):
-        run(dataset, tmp_path / "full")
+    said = refused(dataset, folder="full")
+    assert "full' is there already; name a folder that is empty" in said
     assert files(tmp_path / "full") == {"mine.txt": b"mine"}
-    with pytest.raises(SystemExit, match="There is no data set for train; name one"):
-        run(([], dataset[1]), tmp_path / "a")
-    with pytest.raises(SystemExit, match="'nowhere' is not registered"):
-        run((["--train", "nowhere"], []), tmp_path / "a")
-    with pytest.raises(SystemExit, match="no.yaml' does not exist"):
-        run(dataset, tmp_path / "a", "--config-file", "no.yaml")
-    with pytest.raises(SystemExit):
-        run(dataset, tmp_path / "a", "--size", "2")
-    assert "--size is 2; give at least 8" in capsys.readouterr().err
+    assert "There is no data set for train; name one" in refused(([], dataset[1]))
+    assert "'nowhere' is not registered" in refused((["--train", "nowhere"], []))
+    assert "no.yaml' is neither in" in refused(dataset, "--config-file", "no.yaml")
+    assert "--size is 2; give at least 8" in refused(dataset, "--size", "2")
     (tmp_path / "val" / "2.png").write_text("no picture")
-    with pytest.raises(SystemExit, match="2.png' cannot be read"):
-        run(dataset, tmp_path / "a")
+    assert "2.png' cannot be read" in refused(dataset)
     assert not (tmp_path / "a").exists()
 
 

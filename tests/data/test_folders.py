@@ -1,21 +1,19 @@
 """What every format that is a folder with splits has in common."""
 
 import os
-import runpy
-from pathlib import Path
+from functools import partial
 
 import pytest
 from detectron2.data import MetadataCatalog
 
 from helpers.rules import rule
 from helpers.small_datasets import SAMPLES
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import load_coco
 from hkd_d2.data.datasets.register import FOLDERS
 
 pytestmark = rule("Every format goes through the checker, the picture and COCO JSON")
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture(params=sorted(SAMPLES))
@@ -99,7 +97,7 @@ def test_picture(sample, draw):
 
 def test_checker_and_coco_file(sample, capsys):
     form, root, split, load = sample
-    main = runpy.run_path(str(TOOLS / "prepare_data.py"))["main"]
+    main = partial(run_command, "data check")
     assert main([form, "--root", str(root), "--splits", split, "--write-coco"]) == 0
     assert f"{split}: images found: 2 of 2" in capsys.readouterr().out
     kept = ("bbox", "vis_bbox", "ignore", "iscrowd", "category_id")
@@ -119,7 +117,7 @@ PUBLISHED = {"mot17": 5316, "mot20": 8931, "pennfudan": 170}
 
 def test_checker_finds_what_is_missing(sample, capsys):
     form, root, split, load = sample
-    main = runpy.run_path(str(TOOLS / "prepare_data.py"))["main"]
+    main = partial(run_command, "data check")
     os.remove(load(str(root), split)[0]["file_name"])
     assert main([form, "--root", str(root), "--splits", split]) == 1
     out = capsys.readouterr().out

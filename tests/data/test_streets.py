@@ -243,9 +243,9 @@ def test_contact_sheet(streets, tmp_path):
 
 def test_command_line(tmp_path):
     root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "tools" / "generate_streets.py"), "--workers", "1"]
+    command = [sys.executable, "-m", "hkd_d2", "data", "streets", "--workers", "1"]
     command += ["--num-train", "1", "--num-val", "1", "--height", "96", "--width", "160"]
-    command += ["--root", str(tmp_path / "streets"), "--preview", str(tmp_path / "sheet.png")]
+    command += ["--out", str(tmp_path / "streets"), "--preview", str(tmp_path / "sheet.png")]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

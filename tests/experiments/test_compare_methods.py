@@ -1,4 +1,4 @@
-"""tools/compare_methods.py: the whole way in small, used again, interrupted, and its sentences."""
+"""experiments.compare_methods: the whole way in small, used again, stopped, and its sentences."""
 
 import importlib.util
 import json

@@ -1,6 +1,5 @@
-"""tools/export.py: a folder that can be given away, or one sentence."""
+"""hkd export: a folder that can be given away, or one sentence."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,24 +16,12 @@ from detectron2.config import get_cfg
 import hkd_d2
 from helpers.rules import rule
 from helpers.small_detectors import save_teacher, small_config
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.config import add_hkd_config
 from hkd_d2.export import formats, ship
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("export_tool", ROOT / "tools" / "export.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-@pytest.fixture(autouse=True)
-def no_frames(monkeypatch, tmp_path):
-    """Whatever lies beside the checkout, verify on generated streets."""
-    monkeypatch.setattr(ship, "FRAMES", tmp_path / "none")
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +54,10 @@ def image():
 def shipped(run, tmp_path_factory):
     """A folder of the tool, fixed size and batch, which is quicker to write."""
     out = tmp_path_factory.mktemp("shipped") / "small"
-    arguments = ["--weights", str(run / "model_final.pth"), "--out", str(out)]
+    arguments = ["--model", str(run / "model_final.pth"), "--out", str(out)]
     arguments += ["--format", "onnx", "torchscript", "safetensors", "--size", "64x96"]
     arguments += ["--batch", "1", "--licence", "CC0", "--score-threshold", "0.2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ship, "FRAMES", out / "none")
-        load_tool().main(arguments)
+    assert run_command("export", arguments) == 0
     return out
 
 
@@ -98,7 +83,7 @@ def test_the_card(shipped):
         "Config `big.yaml`, weights `teacher/big.pth`",
         "after 20 iterations",
         "| MR^-2 Reasonable | 47.12 |",
-        "generated streets",
+        "drawn streets",
         "Weights: CC0",
         "| score threshold | 0.2 |",
     ):
@@ -115,7 +100,7 @@ def test_no_path_leaves_the_house(shipped):
 
 @rule("What is shipped has no teacher and no path of where it was trained")
 def test_the_shipped_config_evaluates_the_safetensors(shipped):
-    """As tools/train_net.py reads them, with every weight."""
+    """As hkd train reads them, with every weight."""
     from detectron2.modeling import build_model
 
     cfg = get_cfg()
@@ -204,25 +189,26 @@ def test_verified_on_the_images_given(run, tmp_path):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--weights", "none.pth"], "none"),
-        (["--weights", "RUN", "--batch", "0"], "The batch is 0"),
-        (["--weights", "RUN", "--size", "0x9"], "The size is 0x9"),
-        (["--weights", "RUN", "--classes", "a,b"], "1 classes and 2 are named"),
-        (["--weights", "RUN", "--images", "none"], "no folder with images"),
-        (["--weights", "RUN", "--score-threshold", "7"], "score_threshold is 7"),
+        (["--model", "none.pth"], "none"),
+        (["--model", "RUN", "--batch", "0"], "The batch is 0"),
+        (["--model", "RUN", "--size", "0x9"], "The size is 0x9"),
+        (["--model", "RUN", "--classes", "a,b"], "1 classes and 2 are named"),
+        (["--model", "RUN", "--images", "none"], "no folder with images"),
+        (["--model", "RUN", "--score-threshold", "7"], "score_threshold is 7"),
     ],
 )
-def test_one_sentence(run, tmp_path, arguments, sentence):
+def test_one_sentence(run, tmp_path, capsys, arguments, sentence):
     weights = str(run / "model_final.pth")
     arguments = [weights if a == "RUN" else a for a in arguments]
-    with pytest.raises(SystemExit) as stop:
-        load_tool().main([*arguments, "--out", str(tmp_path / "out")])
-    assert str(stop.value).startswith("export.py: ") and sentence in str(stop.value)
-    assert "\n" not in str(stop.value)
+    assert run_command("export", [*arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("hkd export: ") and sentence in said
 
 
-def test_help_runs():
-    command = [sys.executable, "tools/export.py", "--help"]
+def test_the_words_of_the_tool(tmp_path):
+    """tools/export.py takes --weights too."""
+    command = [sys.executable, "tools/export.py", "--weights", str(tmp_path / "none.pth")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "--size" in done.stdout, done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("export.py: "), done.stderr
+    assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1

@@ -33,16 +33,17 @@ def service(seconds=0.0, **limits):
 
 
 def main():
+    import hkd_d2.inference
     from helpers.red_detector import RedDetector
-    from hkd_d2.serve import __main__ as command
+    from hkd_d2.serve.__main__ import main as serve
 
     class Slow(RedDetector):
         def detect(self, images):
             time.sleep(float(sys.argv[1]))
             return super().detect(images)
 
-    command.load_detector = lambda *arguments, **options: Slow()
-    sys.exit(command.main(sys.argv[2:]))
+    hkd_d2.inference.load_detector = lambda *arguments, **options: Slow()
+    sys.exit(serve(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from PIL import Image
 from helpers.red_detector import RedDetector, street
 from helpers.rules import rule
 from hkd_d2.inference import benchmark as models
+from hkd_d2.visualization.latency import plot_accuracy_latency
 
 pytestmark = rule("Models are compared in one run, in turns, with the evaluator's own miss rate")
 
@@ -82,5 +83,5 @@ def test_an_exported_file_weighs_what_its_weights_do():
 
 def test_plot_without_a_miss_rate(tmp_path):
     row = {"model": "a", "miss_rate": {"Reasonable": None}, "latency": {"1": {}}}
-    models.plot_accuracy_latency([row], tmp_path / "plot.png", "Reasonable", "none")
+    plot_accuracy_latency([row], tmp_path / "plot.png", "Reasonable", "none")
     assert np.asarray(Image.open(tmp_path / "plot.png")).size

@@ -7,7 +7,7 @@ Under one root folder::
     annotations/anno_train_1xnew/...      (new) Zhang et al. 2016, bbGt text, one file a frame
     annotations/anno_train10x_alignedby_RotatedFilters/...
     annotations/anno_test_1xnew/...
-    images/setXX_VYYY_IZZZZZ.jpg          written by tools/prepare_data.py from the videos
+    images/setXX_VYYY_IZZZZZ.jpg          written by hkd data check from the videos
 
 Sets 00 to 05 train, 06 to 10 test. Of a video every 30th frame is used, 29, 59, ... (counted from
 0); of 10x training every third, 2, 5, .... The files count frames and pixels from 1, records from
@@ -104,7 +104,7 @@ def load_caltech(root: str, split: str, *, check_images: bool = True) -> list[di
         if not any(os.path.isfile(r["file_name"]) for r in records):
             raise FileNotFoundError(
                 f"{os.path.join(root, 'images')}: no frame of split '{split}'; extract them from "
-                f"the videos with tools/prepare_data.py caltech --root {root} --splits {split}."
+                f"the videos with hkd data check caltech {root} {split}."
             )
         check_images_exist(records, os.path.join(root, "annotations"))
     return records

@@ -19,7 +19,7 @@ from hkd_d2.data.datasets import (
 from hkd_d2.data.datasets.coco import load_coco
 
 # The formats that are a root folder with splits: the splits and load(root, split, *, check_images).
-# One class, pedestrian, in each. tools/prepare_data.py looks in the loader's module for what a
+# One class, pedestrian, in each. hkd data check looks in the loader's module for what a
 # format may have besides: PUBLISHED, FORMS, prepare(root, split), to_coco(records).
 FOLDERS = {
     "caltech": (caltech.SPLITS, caltech.load_caltech),

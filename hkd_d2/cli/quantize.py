@@ -1,7 +1,6 @@
-#!/usr/bin/env python
-"""INT8 for a detector that tools/export.py wrote, with its miss rate before and after.
+"""Quantise a detector that hkd export wrote to INT8; its miss rate before and after.
 
-    python tools/quantize.py --model ship/student/model.onnx \\
+    hkd quantize --model ship/student/model.onnx \\
         --calibration citypersons output/quickstart/streets train \\
         --data citypersons output/quickstart/streets val
 
@@ -11,59 +10,42 @@ Layers that predict stay in float, and so does every layer that alone would lose
 output names them. Needs neither the checkpoint nor Detectron2's config.
 """
 
-import hkd_d2._quiet  # noqa: F401  isort: skip
-import hkd_d2._requirements  # noqa: F401  isort: skip
-
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from hkd_d2.data.datasets import check_records
-from hkd_d2.data.datasets.register import FOLDERS, register_dataset
-from hkd_d2.evaluation import MISSING_POINTS
-from hkd_d2.export.model_card import add_section
-from hkd_d2.export.quantize import MIN_SQNR, quantize
-from hkd_d2.inference import load_detector
-from hkd_d2.inference.benchmark import SETUPS, score_detector
+from hkd_d2.cli.arguments import add_data, add_missing_point, data_name
 
 NUM_IMAGES = 100
-_FORMAT = f"coco FILE IMAGES, or a format out of {', '.join(FOLDERS)} with its root and split"
+MIN_SQNR = 20.0
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    data = {"nargs": 3, "metavar": ("FORMAT", "SOURCE", "PART")}
-    parser.add_argument("--model", required=True, help="an .onnx of tools/export.py")
-    parser.add_argument(
-        "--calibration", required=True, **data, help=f"data set of the ranges: {_FORMAT}"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FILE", help="an .onnx of hkd export")
+    add_data(parser, "--calibration", "data of the ranges", required=True)
     parser.add_argument(
         "--images", type=int, default=NUM_IMAGES, metavar="N",
-        help="images of it, evenly spread (default: %(default)s)",
+        help="images of it, evenly spread [%(default)s]",
     )  # fmt: skip
-    parser.add_argument("--data", **data, help="data set of the miss rate, before and after")
-    parser.add_argument(
-        "--missing-point", choices=list(MISSING_POINTS), default="official", help="of the miss rate"
-    )
+    add_data(parser, "--data", "data of the miss rate, before and after")
+    add_missing_point(parser)
     parser.add_argument(
         "--min-sqnr", type=float, default=MIN_SQNR, metavar="DB",
-        help="least signal over noise of a layer in INT8 (default: %(default)s)",
+        help="least signal over noise of a layer in INT8 [%(default)s]",
     )  # fmt: skip
-    parser.add_argument("--out", help="[the model's name with _int8, beside it]")
-    args = parser.parse_args(argv)
-    try:
-        print(run(args))
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("HKD_TRACEBACK"):
-            raise
-        sys.exit(f"quantize.py: {error}")
+    parser.add_argument("--out", metavar="FILE", help="[the model's name with _int8, beside it]")
 
 
-def run(args) -> str:
+def run(args: argparse.Namespace) -> int:
+    print(quantize_and_score(args))
+    return 0
+
+
+def quantize_and_score(args: argparse.Namespace) -> str:
     """Quantise, score, write; what was found, as Markdown."""
+    from hkd_d2.export.model_card import add_section
+    from hkd_d2.export.quantize import quantize
+
     if args.images < 1:
         raise ValueError(f"--images is {args.images}; give 1 or more.")
     path = Path(args.model)
@@ -84,15 +66,17 @@ def run(args) -> str:
 
 
 def _records(data):
-    name = " ".join(data)
-    register_dataset(name, *data)
-    return check_records(name)
+    from hkd_d2.data.datasets import check_records
+
+    return check_records(data_name(data))
 
 
 def _name(data):
     """A data set without the path where it lies."""
+    if len(data) == 1:
+        return data[0]
     form, source, part = data
-    return f"{form} {part}" if form in FOLDERS else f"{form} {Path(source).name}"
+    return f"coco {Path(source).name}" if form == "coco" else f"{form} {part}"
 
 
 def _report(record, out):
@@ -110,6 +94,9 @@ def _report(record, out):
 
 def _table(files, records, args):
     """MR^-2 of float and INT8."""
+    from hkd_d2.inference import load_detector
+    from hkd_d2.inference.benchmark import SETUPS, score_detector
+
     head = ["model", "file (MB)", *(f"MR^-2 {setup}" for setup in SETUPS)]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for name, file in files.items():
@@ -125,7 +112,3 @@ def _table(files, records, args):
     ]
     lines[-1] += f"{args.missing_point}."
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

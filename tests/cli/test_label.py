@@ -1,7 +1,7 @@
-"""The command line tools/pseudo_label.py."""
+"""hkd label."""
 
 import json
-import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,13 @@ from PIL import Image
 
 from helpers.pseudo_labelled import write_images, write_labelled
 from helpers.small_detectors import one_stage_config, save_teacher
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.data.pseudo_labels import file_sha256, read_pool
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "pseudo_label.py"
 
 
 @pytest.fixture(scope="module")
 def main():
-    return runpy.run_path(str(TOOL))["main"]
+    return partial(run_command, "label")
 
 
 @pytest.fixture
@@ -32,8 +31,9 @@ def test_a_folder_and_a_registered_data_set(main, teacher, tmp_path, capsys):
     Image.new("RGB", (64, 96)).save(tmp_path / "images" / "a.JPG", exif=turned)
     (tmp_path / "images" / "notes.txt").write_text("no image")
     out = tmp_path / "pool.json"
-    command = ["--config-file", config_file, "--weights", weights, "--out", str(out)]
-    main([*command, "--images", str(tmp_path / "images"), "--classes", "person"])
+    command = ["--config-file", config_file, "--model", weights, "--out", str(out)]
+    images = ["--images", str(tmp_path / "images")]
+    assert main([*command, *images, "--classes", "person"]) == 0
     assert "pool.json: 3 images, " in capsys.readouterr().out
     pool = read_pool(str(out))
     names = [Path(r["file_name"]).name for r in pool.records]
@@ -42,9 +42,7 @@ def test_a_folder_and_a_registered_data_set(main, teacher, tmp_path, capsys):
     info = pool.info
     assert info["teacher_config"] == config_file and info["teacher_weights"] == weights
     assert info["teacher_sha256"] == file_sha256(weights) and info["score_threshold"] == 0.4
-    assert info["tool"] == "hkd_d2 tools/pseudo_label.py 1" and info["date_created"].endswith(
-        "+00:00"
-    )
+    assert info["tool"] == "hkd label 1" and info["date_created"].endswith("+00:00")
     scores = [row["score"] for row in json.loads(out.read_text())["annotations"]]
     assert min(scores) > 0.4
 
@@ -52,27 +50,28 @@ def test_a_folder_and_a_registered_data_set(main, teacher, tmp_path, capsys):
     name = f"tool_{tmp_path.name}"
     entry = [name, "coco", *write_labelled(tmp_path / "labelled", 4, name="walker")]
     options = ["HKD.DATA.REGISTER", str([entry]), "DATASETS.TRAIN", f"('{name}',)"]
-    main([*command, "--dataset", name, "--score-threshold", "0.6", *options])
+    assert main([*command, "--data", name, "--score-threshold", "0.6", *options]) == 0
     pool = read_pool(str(out))
     assert len(pool.records) == 4 and pool.classes == ["walker"]
     assert pool.info["teacher_options"] == options
     assert min(r["score"] for r in json.loads(out.read_text())["annotations"]) > 0.6
 
 
-def test_refusals_are_one_sentence(main, teacher, tmp_path):
+def test_refusals_are_one_sentence(main, teacher, tmp_path, capsys):
     config_file, weights = teacher
     write_images(tmp_path / "images", 1)
     out = tmp_path / "pool.json"
 
     def refused(*changes, config=config_file, source=("--images", str(tmp_path / "images"))):
-        command = ["--config-file", config, "--weights", weights, "--out", str(out), *source]
-        with pytest.raises(SystemExit) as error:
-            main([*command, "--classes", "person", *changes])
-        return str(error.value)
+        command = ["--config-file", config, "--model", weights, "--out", str(out), *source]
+        assert main([*command, "--classes", "person", *changes]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("hkd label: ") and said.count("\n") == 1
+        return said
 
-    assert "config file 'nowhere.yaml' does not exist" in refused(config="nowhere.yaml")
+    assert "config file 'nowhere.yaml' is neither in" in refused(config="nowhere.yaml")
     assert "is no folder with images" in refused(source=("--images", str(tmp_path / "none")))
-    assert "'unheard' is not registered" in refused(source=("--dataset", "unheard"))
+    assert "'unheard' is not registered" in refused(source=("--data", "unheard"))
     assert "give a number from 0 to 1" in refused("--score-threshold", "2")
     (tmp_path / "images" / "bad.png").write_text("text")
     assert "bad.png' cannot be read" in refused()

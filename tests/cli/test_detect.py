@@ -1,10 +1,10 @@
-"""The command line tools/demo.py."""
+"""hkd detect."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,18 @@ from PIL import Image
 from helpers.red_detector import street
 from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher, small_config
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.export.formats import Shape, export
 from hkd_d2.inference.torch_backend import build_detector
 
 pytestmark = rule("The demo goes on past what it cannot read, says so, and replaces no input")
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "demo.py"
 
 
 @pytest.fixture(scope="module")
 def main():
-    before = dict(os.environ)
-    main = runpy.run_path(str(TOOL))["main"]
-    os.environ.clear()
-    os.environ.update(before)
-    return main
+    return partial(run_command, "detect")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +98,7 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(main, models, capsys, ar
     files = {"teacher": models[0], "student": models[1][1]}
     assert main([*(text.format(**files) for text in arguments), "streets/a.png"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("demo: ") and said.count("\n") == 1
+    assert said.startswith("hkd detect: ") and said.count("\n") == 1
     assert message in said
     assert not Path("output").exists()
 
@@ -110,7 +106,7 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(main, models, capsys, ar
 def test_readers_comment_on_nothing_themselves(models):
     """Of a video that FFmpeg cannot read, one sentence reaches the user."""
     Path("text.mp4").write_bytes(b"no video" * 99)
-    command = [sys.executable, str(TOOL), "--model", models[0], "text.mp4"]
+    command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--model", models[0], "text.mp4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1

@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Select images of a COCO JSON file by folder, for example sequences of a video data set.
 
-    python tools/split_coco.py all.json --by-folder seq1 seq2 --out train.json
+    hkd data split all.json --by-folder seq1 seq2 --out train.json
 
 An image is selected where the folder of its file name is one of those given or lies under one.
 Images and annotations keep their ids and order, everything else in the file is copied.
@@ -10,7 +9,19 @@ Images and annotations keep their ids and order, everything else in the file is 
 import argparse
 import json
 
-from hkd_d2.data.datasets.coco import load_coco, read_coco
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("json_file", metavar="IN.json")
+    parser.add_argument("--by-folder", nargs="+", required=True, metavar="FOLDER")
+    parser.add_argument("--out", required=True, metavar="OUT.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    part = split_coco(args.json_file, args.by_folder)
+    with open(args.out, "w", encoding="utf-8") as f:
+        json.dump(part, f)
+    print(f"{args.out}: {len(part['images'])} images, {len(part['annotations'])} annotations")
+    return 0
 
 
 def split_coco(json_file: str, folders: list[str]) -> dict:
@@ -24,6 +35,8 @@ def split_coco(json_file: str, folders: list[str]) -> dict:
         FileNotFoundError: the file is missing.
         ValueError: the file is damaged or no COCO JSON file, or a folder holds no image.
     """
+    from hkd_d2.data.datasets.coco import load_coco, read_coco
+
     load_coco(json_file, "", check_images=False)  # checks every row
     data = read_coco(json_file)
     images = []
@@ -41,24 +54,3 @@ def split_coco(json_file: str, folders: list[str]) -> dict:
     ids = {image["id"] for image in images}
     annotations = [row for row in data["annotations"] if row["image_id"] in ids]
     return {**data, "images": images, "annotations": annotations}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("json_file", metavar="IN.json")
-    parser.add_argument("--by-folder", nargs="+", required=True, metavar="FOLDER")
-    parser.add_argument("--out", required=True, metavar="OUT.json")
-    args = parser.parse_args(argv)
-    try:
-        part = split_coco(args.json_file, args.by_folder)
-        with open(args.out, "w", encoding="utf-8") as f:
-            json.dump(part, f)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"{args.out}: {len(part['images'])} images, {len(part['annotations'])} annotations")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
-"""The command line tools/benchmark_model.py."""
+"""hkd benchmark."""
 
 import json
-import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,16 +11,16 @@ from PIL import Image
 from helpers.pseudo_labelled import write_labelled
 from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher, small_config
+from hkd_d2.cli.dispatch import run_command
 
 pytestmark = rule("Models are compared in one run, in turns, with the evaluator's own miss rate")
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "benchmark_model.py"
 
 
 @pytest.fixture(scope="module")
 def main():
-    return runpy.run_path(str(TOOL))["main"]
+    return partial(run_command, "benchmark")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 def test_table_numbers_and_plot(main, place, tmp_path, monkeypatch, capsys):
     folder, data = place
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    models = [f"{name}={folder}/{name}/model.pth" for name in ("big", "small")]
+    models = [f"--model={name}={folder}/{name}/model.pth" for name in ("big", "small")]
     options = ["--rounds", "2", "--batches", "2", "1", "--threads", "1", "--out", str(tmp_path)]
     assert main([*models, *data, *options]) == 0
     content = json.loads((tmp_path / "results.json").read_text())
@@ -59,13 +59,13 @@ def test_table_numbers_and_plot(main, place, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.pth"], "'nowhere.pth' does not exist"),
-        (["{big}", "{big}"], "Two models are named 'model'"),
-        (["{big}", "--rounds", "0"], "--rounds is 0; give 1 or more"),
-        (["{big}", "--batches", "1", "0"], "--batches is 0"),
-        (["{big}", "--pedestrian", "cat"], "model has no class 'cat'"),
-        (["{big}", "--data", "kitti", "a", "b"], "unknown format 'kitti'"),
-        (["{big}", "--data", "coco", "gone.json", "b"], "gone.json"),
+        (["--model", "nowhere.pth"], "'nowhere.pth' does not exist"),
+        (["--model", "{big}", "--model", "{big}"], "Two models are named 'model'"),
+        (["--model", "{big}", "--rounds", "0"], "--rounds is 0; give 1 or more"),
+        (["--model", "{big}", "--batches", "1", "0"], "--batches is 0"),
+        (["--model", "{big}", "--pedestrian", "cat"], "model has no class 'cat'"),
+        (["--model", "{big}", "--data", "kitti", "a", "b"], "unknown format 'kitti'"),
+        (["--model", "{big}", "--data", "coco", "gone.json", "b"], "gone.json"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(main, place, capsys, arguments, message):
@@ -75,5 +75,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(main, place, capsys, argument
         arguments = [*arguments, *data]
     assert main([*arguments, "--out", "gone"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("benchmark_model: ") and message in said, said
+    assert said.startswith("hkd benchmark: ") and message in said, said
     assert not Path("gone").exists()

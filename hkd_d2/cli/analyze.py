@@ -1,7 +1,6 @@
-#!/usr/bin/env python
-"""What detectors get wrong, as one HTML page, and its numbers as JSON beside it.
+"""Show what detectors get wrong, as one HTML page with its numbers as JSON beside it.
 
-    python tools/analyze_detections.py val_gt.json teacher=a.json student=b.json \\
+    hkd analyze val_gt.json teacher=a.json student=b.json \\
         --images leftImg8bit/val --out errors.html
 
 Curves and MR^-2; misses by height and visible share at an operating point; calibration; and, with
@@ -11,11 +10,10 @@ hkd_d2/evaluation/analysis.py.
 
 import argparse
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+from hkd_d2.cli.arguments import named_files
 from hkd_d2.evaluation import (
     MISSING_POINTS,
     PROTOCOLS,
@@ -27,13 +25,9 @@ from hkd_d2.evaluation import (
 )
 from hkd_d2.evaluation.analysis import analyze_errors
 from hkd_d2.evaluation.result_files import read_results
-from hkd_d2.visualization.error_page import ImageFolder, write_error_page
 
 
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "ground_truth", metavar="GT.json", help="COCO-style, with what the protocol reads"
     )
@@ -41,7 +35,7 @@ def parse_args(argv):
         "detections",
         metavar="[NAME=]FILE",
         nargs="+",
-        help="as tools/evaluate_miss_rate.py reads it: COCO's result format, or a folder of "
+        help="as hkd score reads it: COCO's result format, or a folder of "
         "Caltech's text files; the name is that of the file where none is given",
     )
     parser.add_argument("--images", metavar="DIR", help="for the contact sheets")
@@ -52,7 +46,8 @@ def parse_args(argv):
         "--protocol",
         choices=list(PROTOCOLS),
         default="citypersons",
-        help="whose setups and rules (default: %(default)s); crowdhuman has no setups",
+        metavar="NAME",
+        help=f"whose setups and rules [%(default)s]: {', '.join(PROTOCOLS)}",
     )
     parser.add_argument(
         "--curves", metavar="SETUP", help="setup of the curves (default: Reasonable)"
@@ -70,24 +65,14 @@ def parse_args(argv):
     parser.add_argument(
         "--missing-point",
         choices=list(MISSING_POINTS),
-        help="as in tools/evaluate_miss_rate.py (default: the protocol's)",
+        help="as in hkd score (default: the protocol's)",
     )
-    return parser.parse_args(argv)
 
 
-def named_files(arguments: list[str]) -> dict[str, str]:
-    """Files by name; NAME=FILE, or a file, whose name is then its own without the ending."""
-    files = {}
-    for argument in arguments:
-        name, sign, file = argument.partition("=")
-        if not sign or os.path.exists(argument):  # a file whose own name has the sign
-            name, file = Path(argument).stem, argument
-        if not name or not file:
-            raise ValueError(f"{argument!r} is not NAME=FILE; give both.")
-        if name in files:
-            raise ValueError(f"Two detection files are named {name!r}; name them by NAME=FILE.")
-        files[name] = file
-    return files
+def run(args: argparse.Namespace) -> int:
+    for path in analyze(args):
+        print(f"wrote {path}")
+    return 0
 
 
 def default_setup(name: str, protocol: Protocol) -> str:
@@ -95,20 +80,21 @@ def default_setup(name: str, protocol: Protocol) -> str:
     return next(setup for setup in protocol.setups if setup.lower() == name)
 
 
-def analyze(args) -> list[str]:
+def analyze(args: argparse.Namespace) -> list[str]:
     """Write the page and its numbers; returns the two paths."""
+    from hkd_d2.visualization.error_page import ImageFolder, write_error_page
+
     page = Path(args.out)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out is {args.out}; let its name end in .html.")
     numbers = page.with_suffix(".json")
-    files = named_files(args.detections)
+    files = named_files(args.detections, "detection file")
     if numbers.resolve() in {Path(file).resolve() for file in (args.ground_truth, *files.values())}:
         raise ValueError(f"{numbers} would be overwritten by the numbers; give another --out.")
     protocol = PROTOCOLS[args.protocol]
     if isinstance(protocol, CrowdHumanProtocol):
         raise ValueError(
-            "crowdhuman has no setups to look into; tools/evaluate_miss_rate.py gives its AP, "
-            "MR^-2 and JI."
+            "crowdhuman has no setups to look into; hkd score gives its AP, MR^-2 and JI."
         )
     if args.missing_point:
         protocol = replace(protocol, missing_point=args.missing_point)
@@ -169,17 +155,3 @@ def _curve(result) -> dict:
         "fppi": result.fppi.tolist(),
         "miss": result.miss.tolist() if result.num_ground_truth else None,
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        for path in analyze(parse_args(argv)):
-            print(f"wrote {path}")
-    except (ValueError, OSError) as error:
-        print(f"analyze_detections: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,11 @@
-"""The command line tools/analyze_detections.py, and its page in a parser and in a browser."""
+"""hkd analyze, and its page in a parser and in a browser."""
 
 import base64
 import io
 import json
-import runpy
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from helpers.rules import rule
+from hkd_d2.cli.dispatch import run_command
 from hkd_d2.evaluation import PROTOCOLS, describe_ranges
 from hkd_d2.evaluation.result_files import write_caltech
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "analyze_detections.py"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -49,7 +49,7 @@ BAD = [{"image_id": 7, "category_id": 1, "bbox": [240, 150, 40, 100], "score": 0
 
 @pytest.fixture(scope="module")
 def main():
-    return runpy.run_path(str(TOOL))["main"]
+    return partial(run_command, "analyze")
 
 
 @pytest.fixture
@@ -166,20 +166,17 @@ def frames(folder):
 
 
 @pytest.mark.parametrize("protocol", list(RULES))
-def test_a_protocol_by_name(main, frames, capsys, monkeypatch, protocol):
-    """MR^-2 is that of tools/evaluate_miss_rate.py; the page says setups, ranges and rules."""
+def test_a_protocol_by_name(main, frames, capsys, protocol):
+    """MR^-2 is that of hkd score; the page says setups, ranges and rules."""
     assert list(RULES) == [name for name in PROTOCOLS if name != "crowdhuman"]
     arguments = ["text=good", "good.json", "bad.json", "--images", "images"]
     assert main(["gt.json", *arguments, "--protocol", protocol, "--out", "page.html"]) == 0
     numbers = json.loads(Path("page.json").read_text())
     assert numbers["protocol"] == numbers["rules"]["name"] == protocol
     assert numbers["setup"].lower() == "all" and numbers["curves"].lower() == "reasonable"
-    evaluate = runpy.run_path(str(TOOL.with_name("evaluate_miss_rate.py")))["main"]
     for name, file in (("text", "good"), ("good", "good.json"), ("bad", "bad.json")):
         capsys.readouterr()
-        command = ["evaluate_miss_rate", "gt.json", file, "--protocol", protocol, "--json"]
-        monkeypatch.setattr("sys.argv", command)
-        assert evaluate() == 0
+        assert run_command("score", ["gt.json", file, "--protocol", protocol, "--json"]) == 0
         percent = json.loads(capsys.readouterr().out)
         assert numbers["detectors"][name]["miss_rate"] == percent
     assert numbers["detectors"]["text"]["miss_rate"] == numbers["detectors"]["good"]["miss_rate"]
@@ -236,7 +233,7 @@ def test_missing_points_by_name(main, folder, rule, missing):
         (["gt.json", "none.json"], "none.json: There is no detection of category 1"),
         (["gt.json", "good.json", "x=stray.json"], "stray.json: detection 0 lies in image 99"),
         (["gt.json", "good.json", "good=bad.json"], "Two detection files are named 'good'"),
-        (["gt.json", "=good.json"], "'=good.json' is not NAME=FILE"),
+        (["gt.json", "=good.json"], "=good.json: give a detection file as NAME=FILE"),
         (["gt.json", "good.json", "--setup", "Most"], "setup 'Most' is unknown"),
         (["gt.json", "good.json", "--curves", "Most"], "setup 'Most' is unknown"),
         (["gt.json", "good.json", "--setup", "heavy"], "The setup counts no pedestrian"),
@@ -260,7 +257,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(main, folder, capsys, argumen
     capsys.readouterr()
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.startswith("analyze_detections: ") and said.count("\n") == 1
+    assert said.startswith("hkd analyze: ") and said.count("\n") == 1
     assert message in said
 
 

@@ -1,0 +1,1 @@
+"""The commands ``hkd data ...``, one file each."""

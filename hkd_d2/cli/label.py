@@ -1,0 +1,79 @@
+"""Label images with a teacher's detections: pseudo-labels for HKD.DATA.PSEUDO.
+
+    hkd label --model output/teacher_retinanet_citypersons/model_final.pth \\
+        --data citypersons_train --out output/pools/citypersons_retinanet.json
+    hkd label --model ... --images FOLDER --out LABELS.json
+
+A file that is there is replaced when the new one is complete. Without a GPU add MODEL.DEVICE cpu.
+"""
+
+import argparse
+
+from hkd_d2.cli.arguments import (
+    add_config_file,
+    add_data,
+    add_options,
+    config_beside,
+    config_options,
+    data_name,
+)
+
+# Version of what the command writes, in the file's info.
+TOOL = "hkd label 1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FILE", help="the teacher's checkpoint")
+    add_config_file(parser, "the teacher's config")
+    source = parser.add_mutually_exclusive_group(required=True)
+    add_data(source, "--data", "images to label")
+    source.add_argument("--images", metavar="FOLDER", help="every image in a folder and below")
+    parser.add_argument("--out", required=True, metavar="LABELS.json")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.4,
+        metavar="S",
+        help="keep detections above this score [0.4, of older configs of the released code]",
+    )
+    parser.add_argument(
+        "--classes", metavar="A,B", help="the teacher's class names in order, where not known"
+    )
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from hkd_d2.config import load_config
+    from hkd_d2.data.datasets import check_records, register_datasets
+    from hkd_d2.data.image_files import check_image_files, find_images
+    from hkd_d2.data.pseudo_labels import check_pool_target, write_pool
+    from hkd_d2.devices import check_device
+    from hkd_d2.engine.pseudo_labels import label_images
+
+    options = config_options(args)
+    config_file = config_beside(args.model, args.config_file)
+    check_pool_target(args.out)
+    cfg = load_config(config_file, options)
+    check_device(cfg.MODEL.DEVICE)
+    register_datasets(cfg)
+    if args.data:
+        name = data_name(args.data)
+        records = check_records(name)
+    else:
+        name = args.images
+        records = find_images(name)
+    check_image_files(records, name)
+    pool = label_images(
+        cfg,
+        args.model,
+        records,
+        score_threshold=args.score_threshold,
+        classes=args.classes.split(",") if args.classes else None,
+        info={"tool": TOOL, "teacher_config": config_file, "teacher_options": options},
+    )
+    write_pool(args.out, pool)
+    print(
+        f"{args.out}: {len(pool['images'])} images, {len(pool['annotations'])} detections above "
+        f"{args.score_threshold}"
+    )
+    return 0
