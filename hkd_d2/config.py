@@ -369,6 +369,9 @@ def add_hkd_config(cfg: CN) -> None:
     # Recall at a reference point that the curve never reaches: official (the published code's
     # wrap-around to the last operating point) | matlab (0). "": the protocol's.
     cfg.HKD.EVALUATION.MISSING_POINT = ""
+    # Of resized images: their height over that of the benchmark's, by which the setups' heights
+    # are multiplied.
+    cfg.HKD.EVALUATION.HEIGHT_SCALE = 1.0
     # Evaluate the teacher beside the student wherever the student is: with --eval-only, every
     # TEST.EVAL_PERIOD iterations, and when training ends.
     cfg.HKD.EVALUATION.TEACHER = False

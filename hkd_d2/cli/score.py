@@ -19,20 +19,22 @@ from hkd_d2.evaluation import (
     CrowdHumanProtocol,
     evaluate_miss_rate,
     format_table,
-    load_ground_truth,
-    select_setups,
 )
+from hkd_d2.evaluation.ground_truth_files import KAIST_PARTS, open_ground_truth, select_part
 from hkd_d2.evaluation.result_files import read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "ground_truth", metavar="GT.json", help="COCO-style, with height and vis_ratio"
+        "ground_truth",
+        metavar="GT.json",
+        help="COCO's form, as training takes it; or Caltech's gt-SETUP.mat, or its folder",
     )
     parser.add_argument(
         "detections",
         metavar="DETECTIONS.json",
-        help="COCO's result format; or CrowdHuman's .odgt, or a folder of Caltech's text files",
+        help="COCO's result format; or CrowdHuman's .odgt, KAIST's .txt, Caltech's dt-NAME.mat "
+        "or its folder of text files",
     )
     parser.add_argument(
         "--protocol",
@@ -54,6 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="after the two files; names out of the protocol's setups (default: all)",
     )
     parser.add_argument(
+        "--height-scale",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="of resized images: the setups' heights are multiplied by S (default: 1)",
+    )
+    parser.add_argument(
+        "--part", choices=KAIST_PARTS, help="of KAIST's test images, those by day or by night"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print {setup: percent at full precision} alone"
     )
 
@@ -61,14 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     protocol = PROTOCOLS[args.protocol]
     if isinstance(protocol, CrowdHumanProtocol):
-        if args.setups or args.missing_point:
-            raise ValueError("crowdhuman has no setups and no rule for missing points.")
+        if args.setups or args.missing_point or args.height_scale != 1:
+            raise ValueError(
+                "crowdhuman has no setups, no height scale and no rule for missing points."
+            )
     else:
         if args.missing_point:
             protocol = replace(protocol, missing_point=args.missing_point)
-        setups = select_setups(args.setups, protocol)
-    ground_truth = load_ground_truth(args.ground_truth, protocol)
+        if args.height_scale != 1:
+            protocol = protocol.scaled(args.height_scale)
+    ground_truth, protocol, setups = open_ground_truth(args.ground_truth, protocol, args.setups)
     detections = read_results(args.detections, ground_truth, protocol)
+    if args.part:
+        ground_truth, detections = select_part(ground_truth, detections, args.part)
     if isinstance(protocol, CrowdHumanProtocol):
         from hkd_d2.evaluation.crowdhuman import evaluate_crowdhuman  # needs SciPy
 
@@ -77,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         results = evaluate_miss_rate(ground_truth, detections, setups, protocol=protocol)
         percent = {name: result.miss_rate for name, result in results.items()}
+        if not any(result.num_ground_truth for result in results.values()):
+            raise ValueError(
+                f"{args.ground_truth}: no setup counts a pedestrian, so there is no miss rate; "
+                "choose other --setups or another --protocol."
+            )
         table = format_table(results)
     if args.json:
         print(json.dumps(percent))

@@ -18,6 +18,7 @@ from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files, resize_sizes
 from hkd_d2.data.loader import labelled_sets, pool_sets
 from hkd_d2.data.mapper import is_ignored
+from hkd_d2.evaluation import check_test_set
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
 
@@ -40,6 +41,9 @@ def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     labelled = labelled_sets(cfg)
     training = {**labelled, **pool_sets(cfg, labelled)}
     test = {name: check_records(name) for name in cfg.DATASETS.TEST}
+    for name, records in test.items():
+        evaluation = cfg.HKD.EVALUATION
+        check_test_set(name, records, evaluation.PROTOCOL, evaluation.HEIGHT_SCALE)
     for name, records in {**training, **test}.items():
         if comm.is_main_process():  # one reader of every file is enough
             logger.info("Checking the %d images of %s", len(records), name)

@@ -83,6 +83,7 @@ class Trainer(DefaultTrainer):
             output_dir=f"{cfg.OUTPUT_DIR}/inference",
             missing_point=cfg.HKD.EVALUATION.MISSING_POINT or None,
             protocol=cfg.HKD.EVALUATION.PROTOCOL,
+            height_scale=cfg.HKD.EVALUATION.HEIGHT_SCALE,
             predicted_class=predicted_class,
         )
 
@@ -120,5 +121,6 @@ def teacher_test_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher_cfg.HKD.EVALUATION.PROTOCOL = cfg.HKD.EVALUATION.PROTOCOL
     teacher_cfg.HKD.EVALUATION.MISSING_POINT = cfg.HKD.EVALUATION.MISSING_POINT
+    teacher_cfg.HKD.EVALUATION.HEIGHT_SCALE = cfg.HKD.EVALUATION.HEIGHT_SCALE
     teacher_cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/teacher"
     return teacher_cfg

@@ -72,6 +72,7 @@ class PedestrianEvaluator(DatasetEvaluator):
         category: int | None = None,
         predicted_class: int | None = None,
         protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+        height_scale: float = 1.0,
     ):
         """
         Args:
@@ -89,12 +90,14 @@ class PedestrianEvaluator(DatasetEvaluator):
             predicted_class: the detector's own index of that class where its class list is another,
                 as a COCO model's; None for ``category``.
             protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
+            height_scale: of resized images
+                (:meth:`hkd_d2.evaluation.protocols.Protocol.scaled`).
 
         Raises:
             ValueError: on an unknown ``missing_point``, setup or ``protocol``, or on malformed
                 records.
         """
-        protocol = select_protocol(protocol)
+        protocol = _scaled(protocol, height_scale)
         if isinstance(protocol, Protocol):
             protocol = replace(protocol, missing_point=missing_point or protocol.missing_point)
             if protocol.missing_point not in MISSING_POINTS:
@@ -246,6 +249,20 @@ class PedestrianEvaluator(DatasetEvaluator):
             logger.info("Wrote %s", path)
 
 
+def _scaled(
+    protocol: Protocol | CrowdHumanProtocol | str, height_scale: float
+) -> Protocol | CrowdHumanProtocol:
+    protocol = select_protocol(protocol)
+    if height_scale == 1:
+        return protocol
+    if isinstance(protocol, CrowdHumanProtocol):
+        raise ValueError(
+            "HKD.EVALUATION.HEIGHT_SCALE is set and protocol 'crowdhuman' has no heights; leave it "
+            "at 1."
+        )
+    return protocol.scaled(height_scale)
+
+
 def pedestrian_class(dataset_name: str) -> int:
     """Contiguous class index of the pedestrians of a registered data set; 0 without class names.
 
@@ -269,6 +286,7 @@ def check_test_set(
     dataset_name: str,
     records: list[dict],
     protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
+    height_scale: float = 1.0,
 ) -> dict[str, int]:
     """Check that a test set has somebody to find, before hours go into a model for it.
 
@@ -276,6 +294,7 @@ def check_test_set(
         dataset_name: a registered data set.
         records: its records.
         protocol: the rules, or a name out of :data:`hkd_d2.evaluation.protocols.PROTOCOLS`.
+        height_scale: of resized images.
 
     Returns:
         How many pedestrians each setup counts, before any rule that asks what was detected.
@@ -283,7 +302,7 @@ def check_test_set(
     Raises:
         ValueError: no setup counts anybody; the message says why.
     """
-    protocol = select_protocol(protocol)
+    protocol = _scaled(protocol, height_scale)
     category = pedestrian_class(dataset_name)
     truth = read_truth(coco_ground_truth(records, category, protocol), "the ground truth", protocol)
     if isinstance(protocol, CrowdHumanProtocol):

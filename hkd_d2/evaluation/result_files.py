@@ -8,6 +8,9 @@ CityPersons submission  the same for the test set, ``image_id`` being the line o
                         benchmark's ``test_imgids.txt``, from 1
 Caltech                 a folder with ``setSS/VVVV.txt`` a video; a line is frame, x, y, w, h,
                         score, parted by commas or blanks, frames counted from 1
+Caltech's dt-NAME.mat   what dbEval keeps: a cell a frame, of rows x, y, w, h, score
+KAIST                   a text file; a line is image number, x, y, w, h, score, images counted from
+                        1 in the order of their ids
 CrowdHuman              odgt, a JSON object a line and image: ``ID``, ``height``, ``width`` and
                         ``dtboxes``, each with ``box`` [x, y, w, h], ``score`` and ``tag`` 1
 ======================  =========================================================================
@@ -36,14 +39,17 @@ from hkd_d2.evaluation.coco_rows import (
     check_detections,
     load_detections,
 )
+from hkd_d2.evaluation.ground_truth_files import read_mat_cells
 from hkd_d2.evaluation.protocols import CITYPERSONS, CrowdHumanProtocol, Protocol
 from hkd_d2.files import write_text
 
 __all__ = [
     "read_caltech",
+    "read_caltech_mat",
     "read_citypersons_submission",
     "read_coco",
     "read_crowdhuman",
+    "read_kaist",
     "read_results",
     "write_caltech",
     "write_citypersons_submission",
@@ -60,9 +66,10 @@ def read_results(
     ground_truth: GroundTruth,
     protocol: Protocol | CrowdHumanProtocol | str = CITYPERSONS,
 ) -> Detections:
-    """Read a file in the form that its name tells: a folder is Caltech's, .odgt CrowdHuman's.
+    """Read a file in the form that its name tells.
 
-    Any other is COCO's, in which rows of other categories are left to the evaluation, as
+    A folder or .mat is Caltech's, .odgt CrowdHuman's and .txt KAIST's. Any other is COCO's, in
+    which rows of other categories are left to the evaluation, as
     :func:`hkd_d2.evaluation.load_detections` does.
 
     Raises:
@@ -70,8 +77,13 @@ def read_results(
     """
     if os.path.isdir(path):
         return read_caltech(path, ground_truth)
-    if str(path).endswith(".odgt"):
+    ending = Path(path).suffix.lower()
+    if ending == ".odgt":
         return read_crowdhuman(path, ground_truth)
+    if ending == ".txt":
+        return read_kaist(path, ground_truth)
+    if ending == ".mat":
+        return read_caltech_mat(path, ground_truth)
     return load_detections(path, ground_truth, protocol)
 
 
@@ -110,18 +122,19 @@ def write_coco(path: str | os.PathLike, detections: Detections, ground_truth: Gr
 
 
 def _check(detections: Detections, ground_truth: GroundTruth, source: str) -> None:
-    bare = {  # the images are what rows are checked against; the annotations are another matter
-        "images": [{"id": image["id"]} for image in ground_truth["images"]],
-        "categories": [],
-        "annotations": [],
-    }
-    check_detections(detections, bare, source)
+    check_detections(detections, _bare(ground_truth), source)
     for number, row in enumerate(detections):
         if row["category_id"] != PEDESTRIAN:
             raise ValueError(
                 f"{source}: detection {number} has category_id {row['category_id']!r}; keep "
                 f"pedestrians alone, category {PEDESTRIAN}."
             )
+
+
+def _bare(ground_truth: GroundTruth) -> GroundTruth:
+    """The images, which rows are checked against; the annotations are another matter."""
+    images = [{"id": image["id"]} for image in ground_truth["images"]]
+    return {"images": images, "categories": [], "annotations": []}
 
 
 # ---------------------------------------------------------------------- CityPersons submissions
@@ -263,6 +276,63 @@ def _videos(ground_truth: GroundTruth) -> dict[tuple[str, str], dict[int, int]]:
             )
         videos[match[1], match[2]][int(match[3])] = image["id"]
     return videos
+
+
+def read_caltech_mat(path: str | os.PathLike, ground_truth: GroundTruth) -> Detections:
+    """Read the detections that dbEval keeps, a cell a frame in the order of the images' ids.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: SciPy is missing.
+        ValueError: another content, or another number of frames than the ground truth's.
+    """
+    cells = read_mat_cells(path, "dt")
+    image_ids = sorted(image["id"] for image in ground_truth["images"])
+    if len(cells) != len(image_ids):
+        raise ValueError(
+            f"{path} has {len(cells)} frames, the ground truth {len(image_ids)}; use files of the "
+            "same set."
+        )
+    detections = [
+        _detection(image_id, [x - 1, y - 1, w, h], score)
+        for image_id, rows in zip(image_ids, cells, strict=True)
+        for x, y, w, h, score in rows.tolist()
+    ]
+    check_detections(detections, _bare(ground_truth), str(path))
+    return detections
+
+
+# ------------------------------------------------------------------------------------- KAIST's
+
+
+def read_kaist(path: str | os.PathLike, ground_truth: GroundTruth) -> Detections:
+    """Read KAIST's text file of detections.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a bad row, with file and line.
+    """
+    image_ids = sorted(image["id"] for image in ground_truth["images"])
+    detections = []
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            image, x, y, w, h, score = map(float, line.replace(",", " ").split())
+        except ValueError:
+            raise ValueError(f"{where} is {line!r}; give image, x, y, w, h, score.") from None
+        box = [x, y, w, h]
+        check_box(box, where)
+        if not math.isfinite(score):
+            raise ValueError(f"{where} has score {score!r}; make it a finite number.")
+        if image not in range(1, len(image_ids) + 1):
+            raise ValueError(
+                f"{where} is of image {image:g} (from 1), and the ground truth has "
+                f"{len(image_ids)}; detect on the evaluated images only."
+            )
+        detections.append(_detection(image_ids[int(image) - 1], box, score))
+    return detections
 
 
 # ------------------------------------------------------------------------------- CrowdHuman's

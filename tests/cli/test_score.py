@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from helpers.rules import rule
@@ -143,18 +144,67 @@ def test_bad_input_is_one_sentence_and_exit_code_2(run, arguments, message):
 
 @rule("The miss rate needs NumPy alone")
 def test_needs_numpy_alone(run, tmp_path):
-    code = (
-        "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'detectron2', 'cv2', "
-        "'matplotlib', 'pycocotools', 'scipy', 'tqdm'])); "
-        f"sys.argv = ['evaluate_miss_rate.py', 'gt.json', 'found.json', '--json']; "
-        f"runpy.run_path({str(ROOT / 'tools' / 'evaluate_miss_rate.py')!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    """In an interpreter that finds nothing but its own library, NumPy and this package."""
+    only = tmp_path / "only"
+    only.mkdir()
+    numpy_folder = Path(numpy.__file__).parent
+    for folder in (numpy_folder, numpy_folder.with_name("numpy.libs"), ROOT / "hkd_d2"):
+        if folder.is_dir():
+            (only / folder.name).symlink_to(folder)
+
+    def run_alone(*arguments):
+        code = (
+            f"import runpy, sys; sys.path.append({str(only)!r}); "
+            f"sys.argv = ['evaluate_miss_rate.py', 'gt.json', 'found.json', *{arguments!r}]; "
+            f"runpy.run_path({str(ROOT / 'tools/evaluate_miss_rate.py')!r}, run_name='__main__')"
+        )
+        return subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    done = run_alone("--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(run("gt.json", "found.json", "--json").stdout)
+    images = [{"id": image, "width": 640, "height": 480} for image in range(10)]
+    (tmp_path / "gt.json").write_text(json.dumps(GROUND_TRUTH | {"images": images}))
+    done = run_alone("--protocol", "crowdhuman")
+    assert done.returncode == 2
+    assert "CrowdHuman's scores need SciPy" in done.stderr
+
+
+def test_a_score_in_which_nothing_counts_is_refused(run, tmp_path):
+    (tmp_path / "gt.json").write_text(json.dumps(GROUND_TRUTH | {"annotations": []}))
+    done = run("gt.json", "found.json", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the ground truth has no box of category 1" in done.stderr
+    assert "no setup counts a pedestrian" in done.stderr
+
+
+def test_kaists_files_as_they_are_published(run, tmp_path):
+    names = ["set06/V000/I00019", "set09/V000/I00019"]
+    truth = {
+        "images": [{"id": number, "im_name": name} for number, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": BOX, "height": 60, "occlusion": 0}
+            for n in (0, 1)
+        ],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth), encoding="utf-8-sig")
+    box = ",".join(map(str, BOX))
+    (tmp_path / "found.txt").write_text(f"1,{box},0.9\n2,{box},0.8\n")
+    scores = {}
+    for part in ("day", "night"):
+        done = run("gt.json", "found.txt", "--protocol", "kaist", "--part", part, "--json")
+        assert done.returncode == 0, done.stderr
+        scores[part] = json.loads(done.stdout)["Reasonable"]
+    # By day the one match is with the annotation of id 0, as the published script has it.
+    assert scores == {"day": 100, "night": 0}
+
+
+def test_heights_of_resized_images(run):
+    done = run("gt.json", "found.json", "--height-scale", "2", "--setups", "Reasonable", "All")
+    assert done.returncode == 0, done.stderr
+    assert ">= 100" in done.stdout and "height scale: 2" in done.stdout
+    done = run("gt.json", "found.json", "--height-scale", "0")
+    assert (done.returncode, done.stdout) == (2, "")

@@ -66,6 +66,7 @@ def test_improved_test_annotations(tmp_path, draw):
         "ignore": 0,
         "vis_ratio": 1.0,
         "occlusion": 0,
+        "id": 0,
     }
     rows = [row for record in records for row in record["annotations"]]
     assert [(row["occlusion"], row["ignore"]) for row in rows] == [(0, 0), (2, 0), (1, 1)]

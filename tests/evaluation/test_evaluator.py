@@ -18,10 +18,12 @@ from helpers.two_processes import run_in_two_processes
 from hkd_d2.evaluation import (
     PROTOCOLS,
     PedestrianEvaluator,
+    check_test_set,
     coco_ground_truth,
     evaluate_miss_rate,
     load_detections,
     load_ground_truth,
+    pedestrian_class,
 )
 
 NAME = "hkd_tiny_pedestrians"
@@ -333,3 +335,27 @@ def test_validation_set_survives_the_way_through_records():
     for row in ground_truth["annotations"]:
         del row["vis_bbox"]
     assert rebuilt["annotations"] == ground_truth["annotations"]
+
+
+def test_the_pedestrians_class_is_told_by_its_name(dataset, tmp_path):
+    assert pedestrian_class(dataset) == 0
+    MetadataCatalog.remove(dataset)
+    assert pedestrian_class(dataset) == 0  # no names
+    metadata = MetadataCatalog.get(dataset)
+    metadata.thing_classes = ["rider", "pedestrian"]
+    metadata.thing_dataset_id_to_contiguous_id = {4: 0, 7: 1}
+    assert pedestrian_class(dataset) == 1
+    run(PedestrianEvaluator(dataset, output_dir=str(tmp_path)))
+    written = json.loads((tmp_path / f"detections_{dataset}.json").read_text())
+    # That of class 1 alone, under its number in the data set's own file.
+    assert [(row["image_id"], row["category_id"]) for row in written] == [(2, 7)]
+
+
+def test_a_test_set_without_anybody_to_find_is_refused(dataset):
+    counts = check_test_set(dataset, records())
+    assert counts["All"] > 0
+    nobody = [record | {"annotations": []} for record in records()]
+    with pytest.raises(ValueError, match="nobody to find .*: it has no box of a pedestrian"):
+        check_test_set(dataset, nobody)
+    with pytest.raises(ValueError, match="lie outside the ranges of the setups Reasonable"):
+        check_test_set(dataset, records(), height_scale=100)

@@ -241,3 +241,28 @@ def test_missing_files_and_names(tmp_path):
     sizeless = {"images": [{"id": 3, "file_name": "a.jpg"}]}
     with pytest.raises(ValueError, match=r"images\[0\] of the ground truth lacks width"):
         write_crowdhuman(tmp_path / "x.odgt", [], sizeless)
+
+
+KAIST = {
+    "images": [{"id": 0, "im_name": "set06/V000/I00019"}, {"id": 1, "im_name": "set09/V000/I00019"}]
+}
+
+
+def test_kaists_text_counts_images_from_one(tmp_path):
+    path = tmp_path / "MLPD_result.txt"
+    path.write_text("1,10,20,30,60,0.5\n\n2, 1.5,2,3,4, 0.25\n")
+    assert read_results(path, KAIST) == [
+        found(0, 0.5, (10.0, 20.0, 30.0, 60.0)),
+        found(1, 0.25, (1.5, 2.0, 3.0, 4.0)),
+    ]
+    for line, message in (
+        ("0,1,2,3,4,0.5", "of image 0 .from 1., and the ground truth has 2"),
+        ("3,1,2,3,4,0.5", "of image 3"),
+        ("1.5,1,2,3,4,0.5", "of image 1.5"),
+        ("1,1,2,3,4", "give image, x, y, w, h, score"),
+        ("1,1,2,-3,4,1", "negative width"),
+        ("1,1,2,3,4,nan", "score nan"),
+    ):
+        path.write_text(line)
+        with pytest.raises(ValueError, match="result.txt: line 1 .*" + message):
+            read_results(path, KAIST)

@@ -19,10 +19,11 @@ CVPR 2015.
 
 import os
 import re
+from collections import defaultdict
 
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
 from hkd_d2.data.datasets.cache import cached_records
-from hkd_d2.data.datasets.coco import load_coco
+from hkd_d2.data.datasets.coco import load_coco, read_coco
 from hkd_d2.data.datasets.records import check_images_exist, check_split
 from hkd_d2.data.text_files import read_lines
 
@@ -172,6 +173,9 @@ def _read_text(root: str, name: str, path: str, image_id: int) -> dict:
 
 def _read_json(root: str, split: str) -> list[dict]:
     path = os.path.join(root, TEST_JSON)
+    ids = defaultdict(list)  # in the order of the rows; evaluation asks for the id 0
+    for row in read_coco(path)["annotations"]:
+        ids[row.get("image_id")].append(row.get("id"))
     records = []
     for record in load_coco(path, "", check_images=False):
         name = record["file_name"]
@@ -179,7 +183,7 @@ def _read_json(root: str, split: str) -> list[dict]:
             raise ValueError(
                 f"{path}: an im_name such as set06/V000/I00019 is expected, not '{name}'."
             )
-        for row in record["annotations"]:
+        for row, row["id"] in zip(record["annotations"], ids[record["image_id"]], strict=True):
             if row["category_id"] != 0 or row.get("occlusion") not in (0, 1, 2):
                 raise ValueError(
                     f"{path}: {name}: every annotation must have category_id 1 and an occlusion 0 "
