@@ -4,10 +4,12 @@
         --data citypersons_train --out output/pools/citypersons_retinanet.json
     hkd label --model ... --images FOLDER --out LABELS.json
 
-A file that is there is replaced when the new one is complete. Without a GPU add MODEL.DEVICE cpu.
+An image of FOLDER that cannot be used is named and left out, and the exit code is 1. A file that is
+there is replaced when the new one is complete. Without a GPU add MODEL.DEVICE cpu.
 """
 
 import argparse
+import sys
 
 from hkd_d2.cli.arguments import (
     add_config_file,
@@ -45,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hkd_d2.config import load_config
     from hkd_d2.data.datasets import check_records, register_datasets
-    from hkd_d2.data.image_files import check_image_files, find_images
+    from hkd_d2.data.image_files import (
+        check_image_files,
+        find_images,
+        resize_sizes,
+        usable_records,
+    )
     from hkd_d2.data.pseudo_labels import check_pool_target, write_pool
     from hkd_d2.devices import check_device
     from hkd_d2.engine.pseudo_labels import label_images
@@ -56,13 +63,21 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(config_file, options)
     check_device(cfg.MODEL.DEVICE)
     register_datasets(cfg)
+    sizes = resize_sizes(cfg, is_train=False)
+    refusals = []
+
+    def refuse(sentence):
+        print(f"hkd label: {sentence}", file=sys.stderr)
+        refusals.append(sentence)
+
     if args.data:
         name = data_name(args.data)
         records = check_records(name)
+        check_image_files(records, name, sizes)
     else:
-        name = args.images
-        records = find_images(name)
-    check_image_files(records, name)
+        records = usable_records(find_images(args.images, refuse), sizes, refuse)
+        if not records:
+            raise ValueError(f"No image of '{args.images}' can be labelled; name another folder.")
     pool = label_images(
         cfg,
         args.model,
@@ -76,4 +91,4 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {len(pool['images'])} images, {len(pool['annotations'])} detections above "
         f"{args.score_threshold}"
     )
-    return 0
+    return 1 if refusals else 0

@@ -72,14 +72,18 @@ def usable_records(
     return usable
 
 
-def find_images(folder: str) -> list[dict]:
+def find_images(folder: str, say: Callable[[str], None] | None = None) -> list[dict]:
     """Records, without annotations, of the images in a folder and below, in the order of names.
 
     Linked folders are followed, each once.
 
+    Args:
+        folder: where the images are.
+        say: told a sentence for each image whose header cannot be read, which is left out.
+
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: an image whose header cannot be read.
+        ValueError: an image whose header cannot be read, without ``say``.
     """
     files = find_files(folder, SUFFIXES) if os.path.isdir(folder) else []
     if not files:
@@ -91,8 +95,11 @@ def find_images(folder: str) -> list[dict]:
     for number, path in enumerate(files, 1):
         try:
             height, width = image_size(path)
-        except FileNotFoundError as error:  # a broken link or a pipe, which the folder does hold
-            raise ValueError(str(error)) from None
+        except (ValueError, FileNotFoundError) as error:  # the latter of a broken link or a pipe
+            if say is None:
+                raise ValueError(str(error)) from error
+            say(str(error))
+            continue
         records.append(
             {"file_name": str(path), "image_id": number, "width": width, "height": height}
         )

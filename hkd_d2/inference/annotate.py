@@ -85,7 +85,7 @@ def annotate(
                         try:
                             found = {n: d.detect([frame])[0] for n, d in detectors.items()}
                         except ValueError as error:  # a frame that no detector can be shown
-                            refuse(f"'{source}' cannot be searched: {error}")
+                            refuse(f"'{source}' is left out: {error}")
                             break
                         origin = {"frame": number, "time": number / fps} if fps else {}
                         for name, record in records.items():

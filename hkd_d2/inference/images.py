@@ -265,6 +265,8 @@ def _content(source, name, max_bytes) -> bytes:
         size = os.path.getsize(source)
     if max_bytes is not None and size > max_bytes:
         raise ImageTooLarge(f"{name} has {size} bytes and at most {max_bytes} are read; shrink it.")
+    if size == 0:
+        raise ValueError(f"{name} cannot be read: it is empty; give an image.")
     if isinstance(source, bytes):
         return source
     try:

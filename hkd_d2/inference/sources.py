@@ -161,7 +161,9 @@ def find_sources(inputs: Sequence[str], out: str | os.PathLike) -> tuple[list[So
             try:
                 files = find_files(path, SUFFIXES + VIDEOS)
             except OSError as error:
-                refusals.append(f"The folder '{text}' cannot be read ({error}); open it to you.")
+                refusals.append(
+                    f"The folder '{text}' cannot be read ({error}); change its permissions."
+                )
                 continue
             found = [p for p in files if not p.resolve().is_relative_to(out.resolve())]
             for file in found:

@@ -69,6 +69,16 @@ def test_all_well(main, models, capsys):
     assert np.asarray(Image.open("new/place/a.png")).shape == (96, 128, 3)
 
 
+def test_a_picture_too_narrow_for_the_detector_is_left_out(main, models, capsys):
+    Path("streets/broken.png").unlink()
+    Image.new("RGB", (9000, 1)).save("streets/aa.png")
+    assert main(["--model", models[0], "streets"]) == 1
+    said = capsys.readouterr().err
+    assert "'streets/aa.png' is left out: An image of 9000x1 pixels is too narrow" in said
+    assert sorted(p.name for p in Path("output/demo/streets").iterdir()) == ["a.png", "b.png"]
+    assert len(json.loads(Path("output/demo/detections.json").read_text())["images"]) == 2
+
+
 def test_a_program_that_is_named_is_run(main, models):
     model, metadata = build_detector(models[0])
     export(model, metadata, Path("model.ts"), "torchscript", Shape((96, 128)))

@@ -73,8 +73,29 @@ def test_refusals_are_one_sentence(main, teacher, tmp_path, capsys):
     assert "is no folder with images" in refused(source=("--images", str(tmp_path / "none")))
     assert "'unheard' is not registered" in refused(source=("--data", "unheard"))
     assert "give a number from 0 to 1" in refused("--score-threshold", "2")
-    (tmp_path / "images" / "bad.png").write_text("text")
-    assert "bad.png' cannot be read" in refused()
     out.write_text("mine")
     assert "is there already and is no pool" in refused()
     assert out.read_text() == "mine"
+
+
+def test_bad_images_of_a_folder_are_left_out(main, teacher, tmp_path, capsys):
+    config_file, weights = teacher
+    folder = tmp_path / "images"
+    write_images(folder, 2)
+    (folder / "bad.png").write_text("text")
+    Image.new("RGB", (2000, 1)).save(folder / "line.png")
+    whole = (folder / "001.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "pool.json"
+    command = ["--config-file", config_file, "--model", weights, "--out", str(out)]
+    options = ["--images", str(folder), "--classes", "person", "INPUT.MAX_SIZE_TEST", "900"]
+    assert main([*command, *options]) == 1
+    said = capsys.readouterr().err
+    for name in ("bad.png", "line.png", "cut.png"):
+        assert said.count(f"{name}'") == 1
+    names = [Path(r["file_name"]).name for r in read_pool(str(out)).records]
+    assert names == ["001.png", "002.png"]
+    for name in names:
+        (folder / name).unlink()
+    assert main([*command, *options]) == 2
+    assert "can be labelled; name another folder" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,8 +20,9 @@ from starlette.formparsers import MultiPartParser
 from helpers.red_detector import RedDetector, street
 from helpers.rules import rule
 from helpers.serve_process import service
+from hkd_d2.inference import read_image
 from hkd_d2.serve.__main__ import main
-from hkd_d2.serve.app import Limits, create_app
+from hkd_d2.serve.app import DECODERS, Limits, create_app
 from hkd_d2.serve.load_test import load
 
 pytestmark = rule("The service refuses rather than queues, and answers what it admitted")
@@ -30,6 +32,13 @@ def encoded(image=None, form="PNG", **options):
     file = io.BytesIO()
     Image.fromarray(street() if image is None else image).save(file, form, **options)
     return file.getvalue()
+
+
+def many_scans():
+    """A progressive JPEG whose last scan stands 600 times, which decodes, for long."""
+    content = encoded(np.full((96, 128), 128, np.uint8), "JPEG", progressive=True)
+    start = content.rindex(b"\xff\xda")
+    return content[:start] + content[start:-2] * 600 + content[-2:]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +71,15 @@ def test_an_image_is_turned_as_its_tag_says(client):
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        ({"content": b""}, 400, "cannot be read"),
+        ({"content": b""}, 400, "cannot be read: it is empty"),
+        ({"files": {"image": ("a.png", b"")}}, 400, "cannot be read: it is empty"),
         ({"content": b"/etc/passwd"}, 400, "cannot be read"),
         ({"content": encoded()[:200]}, 400, "cut short"),
+        ({"content": many_scans()}, 400, "more than 64 scans"),
+        ({"files": {"image": ("a.jpg", many_scans())}}, 400, "more than 64 scans"),
+        ({"content": encoded(np.zeros((9, 9), np.float32), "TIFF")}, 400, "no rule"),
+        ({"content": encoded(form="GIF")}, 400, "give a JPEG, PNG, BMP, WebP or TIFF"),
+        ({"content": encoded() + bytes(9), "params": {"threshold": "-1"}}, 400, "from 0 to 1"),
         ({"content": encoded(street(size=(97, 128)))}, 413, "128x97 pixels"),
         ({"content": b"x" * 20_001}, 413, "may have 20000 bytes"),
         ({"content": iter([b"x" * 9_000] * 3)}, 413, "may have 20000 bytes"),
@@ -102,6 +117,28 @@ def test_health_before_and_after_serving():
         503,
         {"status": "ending"},
     )
+
+
+def test_decoding_does_not_hold_up_the_rest(monkeypatch):
+    """Health, metrics and refusals are answered while every decoder is busy."""
+    busy, go_on = threading.Barrier(DECODERS + 1), threading.Event()
+
+    def slow(*args, **options):
+        busy.wait(20)
+        assert go_on.wait(20)
+        return read_image(*args, **options)
+
+    monkeypatch.setattr("hkd_d2.serve.app.read_image", slow)
+    with TestClient(create_app(RedDetector())) as client, ThreadPoolExecutor(DECODERS) as pool:
+        answers = [pool.submit(client.post, "/detect", content=encoded()) for _ in range(DECODERS)]
+        busy.wait(20)
+        try:
+            assert client.get("/health").json() == {"status": "ok"}
+            in_flight = sample(client.get("/metrics").text, "hkd_requests_in_flight")
+            assert in_flight == DECODERS
+        finally:
+            go_on.set()
+        assert [answer.result().status_code for answer in answers] == [200] * DECODERS
 
 
 def test_other_paths_and_methods_do_not_exist(client):
