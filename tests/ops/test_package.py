@@ -65,21 +65,21 @@ def test_ops_work_with_pytorch_alone():
 
 
 @pytest.mark.parametrize(
-    "missing, module",
+    "missing, statement",
     [
-        ("detectron2", "hkd_d2.config"),
-        ("detectron2", "hkd_d2.data.mapper"),
-        ("detectron2", "hkd_d2.engine"),
-        ("detectron2", "hkd_d2.modeling.meta_arch"),
-        ("torchvision", "hkd_d2.distillation"),
-        ("torch", "hkd_d2.config"),
-        ("torch", "hkd_d2.ops"),
+        ("detectron2", "import hkd_d2.config"),
+        ("detectron2", "from hkd_d2.data import PedestrianMapper"),
+        ("detectron2", "import hkd_d2.engine"),
+        ("detectron2", "import hkd_d2.modeling.meta_arch"),
+        ("torchvision", "import hkd_d2.distillation"),
+        ("torch", "import hkd_d2.config"),
+        ("torch", "import hkd_d2.ops"),
     ],
 )
-def test_what_is_missing_is_one_sentence(missing, module):
+def test_what_is_missing_is_one_sentence(missing, statement):
     if missing == "detectron2":
         pytest.importorskip("torchvision", reason="torchvision is missing, which is said first")
-    result = run_without([missing], f"import {module}")
+    result = run_without([missing], statement)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: hkd_d2") and "pip install" in last
