@@ -38,6 +38,7 @@ from experiments.runs import (
     train,
 )
 from experiments.scores import MISS_RATES, SCORES, mean_and_error
+from hkd_d2.config import student_config
 from hkd_d2.data.datasets import check_records, register_datasets
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.evaluation import (
@@ -95,9 +96,8 @@ def plan_runs(output: Path, seeds: list[int], smoke: bool) -> list[Run]:
 def build(config_file: Path, options: list) -> tuple[torch.nn.Module, CfgNode]:
     """The bare detector of a config file, without weights; of a distillation, the student."""
     cfg = read_config(config_file, [*options, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    cfg = student_config(cfg)
     cfg.HKD.BACKBONE.PRETRAINED = False
-    if cfg.MODEL.META_ARCHITECTURE == "HKDDetector":
-        cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
     return build_model(cfg).eval(), cfg
 
 

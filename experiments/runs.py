@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config import default_config, load_config
 from hkd_d2.data.streets import PROVENANCE, generate_streets
 from hkd_d2.distillation.term import TERM_REGISTRY
 from hkd_d2.evaluation.protocols import PROTOCOLS
@@ -318,30 +318,13 @@ def street_options(streets: Path) -> list:
     return ["HKD.DATA.REGISTER", sets]
 
 
-def default_config() -> CfgNode:
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    return cfg
-
-
 def read_config(config_file: Path, options: list) -> CfgNode:
     """
     Raises:
         ValueError: ``options`` are no pairs of a key and a value.
     """
-    cfg = default_config()
-    cfg.merge_from_file(str(config_file))
     # Through text, as the command line does.
-    options = [str(option) for option in options]
-    keys, flat = options[::2], flatten(cfg)
-    unknown = [key for key in keys if key not in flat]
-    if unknown or len(options) % 2:
-        raise ValueError(
-            f"'{(unknown or keys[-1:])[0]}' is no config key with a value; give options as KEY "
-            "VALUE ..., and several methods or seeds with commas between them."
-        )
-    cfg.merge_from_list(options)
-    return cfg
+    return load_config(config_file, [str(option) for option in options])
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict:

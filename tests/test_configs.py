@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 
 from helpers.rules import rule
 from hkd_d2.config import add_hkd_config
-from hkd_d2.distillation.term import check_same_anchors
-from hkd_d2.modeling.stages import detector_spec
+from hkd_d2.distillation.spec import check_same_anchors
+from hkd_d2.modeling.families import detector_spec
 from hkd_d2.modeling.summary import count_parameters
 from hkd_d2.modeling.teacher import load_teacher_config
 

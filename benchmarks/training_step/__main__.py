@@ -25,7 +25,6 @@ import json
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 
 from benchmarks.training_step.ledger import (
     PROVIDERS,
@@ -38,7 +37,7 @@ from benchmarks.training_step.ledger import (
     training_steps,
 )
 from benchmarks.training_step.plot import plot_ledger
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config import load_config
 from hkd_d2.modeling.teacher import PRECISIONS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "hkd_citypersons.yaml"
@@ -71,10 +70,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse_arguments(argv)
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list([*args.opts, "MODEL.DEVICE", args.device])
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device])
     if args.teacher_precision:
         cfg.HKD.TEACHER.PRECISION = args.teacher_precision
 

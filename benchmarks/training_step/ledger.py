@@ -16,22 +16,22 @@ from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config import load_config, student_config
 from hkd_d2.data.datasets.citypersons import load_citypersons
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.data.streets import Difficulty, generate_streets
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.engine.solver import build_optimizer
+from hkd_d2.modeling.families import detector_spec
 from hkd_d2.modeling.ignore import split_ignore
 from hkd_d2.modeling.meta_arch import HKDDetector
-from hkd_d2.modeling.stages import detector_spec
 from hkd_d2.modeling.teacher import Teacher, load_teacher_config
 from hkd_d2.ops import _library
 
@@ -136,9 +136,7 @@ def training_steps(
             whose RPN would propose anchors, they are :func:`street_proposals`.
         providers: of :data:`PROVIDERS`.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = cfg.HKD.STUDENT.META_ARCHITECTURE
+    cfg = student_config(cfg)
     cfg.HKD.BACKBONE.PRETRAINED = False
     student = build_model(cfg).train()
     if weights:
@@ -259,11 +257,7 @@ def trained_proposals(
     Raises:
         ValueError: the detector has no RPN or takes another image format.
     """
-    own = get_cfg()
-    add_hkd_config(own)
-    own.merge_from_file(config_file)
-    if own.MODEL.META_ARCHITECTURE == "HKDDetector":
-        own.MODEL.META_ARCHITECTURE = own.HKD.STUDENT.META_ARCHITECTURE
+    own = student_config(load_config(config_file))
     own.MODEL.DEVICE, own.HKD.BACKBONE.PRETRAINED = cfg.MODEL.DEVICE, False
     for when in ("PRE", "POST"):
         own.MODEL.RPN[f"{when}_NMS_TOPK_TEST"] = cfg.MODEL.RPN[f"{when}_NMS_TOPK_TRAIN"]

@@ -1,7 +1,7 @@
 """Adapters from the student's channels to the teacher's.
 
 A 1x1 adapter is an ``nn.Linear`` over channels: its weight (C_t, C_s) and bias are what the
-operators take, so that they multiply only the cells or bins that count. A 3x3 adapter is a
+operators take, so that they multiply active cells and bins alone. A 3x3 adapter is a
 convolution over the whole map.
 """
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hkd_d2.distillation.term import one_of
+from hkd_d2.config_checks import one_of
 
 LINEAR = ("auto", "always")
 CONVOLUTIONS = ("conv3x3", "conv3x3_relu")
@@ -25,13 +25,13 @@ def make_adapter(
     """Return the adapter between two widths, or None where none is wanted.
 
     Args:
-        mode (str): ``auto`` (1x1, only where the widths differ), ``always`` (1x1), ``conv3x3``, or
+        mode: ``auto`` (1x1, only where the widths differ), ``always`` (1x1), ``conv3x3``, or
             ``conv3x3_relu``, which a ReLU follows. The weights of a convolution start near 0, from
             a normal distribution of deviation 1e-4 cut off at twice that, as in FGFI and DeFeat
             (twangnh/Distilling-Object-Detectors c6583f3, ggjy/DeFeat.pytorch c46a793); its biases
             at 0 (ours).
-        key (str): config key of ``mode``, for the error.
-        modes (tuple[str, ...]): the modes that this key knows.
+        key: config key of ``mode``, for the error.
+        modes: the modes that this key knows.
 
     Raises:
         ValueError: an unknown mode.

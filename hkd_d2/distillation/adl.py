@@ -1,17 +1,11 @@
 """Adaptive distillation loss: the dense classifiers of both networks, anchor by anchor."""
 
 import torch
+from detectron2.config import CfgNode
 
-from hkd_d2.distillation.term import (
-    DENSE,
-    FEATURES,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    check_same_anchors,
-    class_columns,
-    one_of,
-)
+from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.spec import DetectorSpec, check_same_anchors, class_columns
+from hkd_d2.distillation.term import DENSE, FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import adaptive_distillation_loss
 
 OUTERS = ("bce", "kl")
@@ -24,18 +18,34 @@ class ADL(Term):
     The classes of a one-stage detector, or the objectness of a two-stage detector's RPN, at every
     anchor that is labelled object or background: the sum of the loss of
     :func:`hkd_d2.ops.adaptive_distillation_loss` over anchors and classes, divided by the sum of
-    the teacher's probabilities to the power ``THETA``, so that what the teacher takes for objects
-    counts, whatever the number of anchors. ``OUTER: bce`` with the defaults is the released code
+    the teacher's probabilities to the power ``THETA``, a soft count of the teacher's objects that
+    does not depend on the number of anchors. ``OUTER: bce`` with the defaults is the released code
     (Tangshitao/Semi-supervised-Adaptive-Distillation), ``OUTER: kl`` the form of the paper.
 
     Raises:
-        ValueError: an option that is not on the list, or dense heads that do not speak of the same
-            anchors and classes.
+        ValueError: an option that is not on the list, or dense heads of different
+            anchors or classes.
     """
 
     needs = frozenset({FEATURES, DENSE})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 1.0
+        # Exponent of the focus on what the student gets wrong and what is hard.
+        node.GAMMA = 2.0
+        # Balance of the two halves of the cross-entropy where OUTER is bce.
+        node.ALPHA = 0.5
+        # Share of the teacher's entropy that is taken off the focus; the paper's beta is 1 -
+        # BETA_C.
+        node.BETA_C = 0.0
+        # Exponent of the normaliser, the sum of the teacher's probabilities to this power.
+        node.THETA = 1.8
+        # What the focus weighs: bce (cross-entropy, the released code) | kl (the paper's form).
+        node.OUTER = "bce"
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.ADL
         outer = one_of("HKD.ADL.OUTER", node.OUTER, OUTERS)
@@ -57,7 +67,7 @@ class ADL(Term):
     def forward(self, student, teacher, targets):
         s, t = student.dense, teacher.dense
         ignored = (torch.stack(s.labels) < 0).split([x.shape[1] for x in s.logits], 1)
-        # An RPN has no class axis; with one of length 1 both heads are alike.
+        # An RPN has no class axis; give it one of length 1.
         logits = [x.unflatten(1, (-1, 1)) if x.dim() == 2 else x for x in s.logits]
         probs = []
         for x in t.logits:

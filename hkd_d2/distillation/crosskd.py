@@ -2,20 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import nn
 
+from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import make_adapter
-from hkd_d2.distillation.term import (
-    DENSE,
-    FEATURES,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    check_same_anchors,
-    class_columns,
-    one_of,
-    tower_tap,
-)
+from hkd_d2.distillation.spec import DetectorSpec, check_same_anchors, class_columns
+from hkd_d2.distillation.term import DENSE, FEATURES, TERM_REGISTRY, Term, tower_tap
 
 BOX_LOSSES = ("giou", "iou")
 
@@ -44,11 +37,28 @@ class CrossKD(Term):
     does not know. The centerness is not compared.
 
     Raises:
-        ValueError: an option out of range, detectors that are not one-stage, or heads that do not
-            speak of the same anchors and classes or have towers of too few convolutions.
+        ValueError: an option out of range, detectors that are not one-stage, or heads of different
+            anchors or classes, or with towers of too few convolutions.
     """
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 1.0
+        # Last convolutions of the teacher's towers that the student's features pass through.
+        node.REUSED_CONVS = 1
+        # Weight of the class logits.
+        node.CLASS_WEIGHT = 1.0
+        # Exponent of the distance in probability that weighs an anchor's cross-entropy.
+        node.BETA = 1.0
+        # Weight of the boxes.
+        node.BOX_WEIGHT = 1.0
+        # Distance of two boxes: giou (1 - GIoU) | iou (- ln IoU).
+        node.BOX_LOSS = "giou"
+        # 1x1 adapters, one a tower: auto (where the towers' widths differ) | always.
+        node.ADAPTER = "auto"
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.CROSSKD
         self.box_loss = one_of("HKD.CROSSKD.BOX_LOSS", node.BOX_LOSS, BOX_LOSSES)
@@ -95,18 +105,18 @@ class CrossKD(Term):
         ]
         cross = teacher.dense.resume(taps)
         labels = torch.stack(student.dense.labels)
-        counted = labels >= 0
-        normalizer = self.normalizer(student.dense, counted & (labels < self.num_classes))
+        labelled = labels >= 0
+        normalizer = self.normalizer(student.dense, labelled & (labels < self.num_classes))
 
         x, z = (torch.cat(y.logits, 1).float()[..., self.columns] for y in (cross, teacher.dense))
         q = z.sigmoid()
-        losses = quality_focal_loss(x[counted], q[counted], self.beta)
+        losses = quality_focal_loss(x[labelled], q[labelled], self.beta)
         anchors = torch.cat([a.tensor for a in teacher.dense.anchors]).expand(*labels.shape, 4)
         ours, theirs = (
-            self.transform.apply_deltas(torch.cat(y.deltas, 1)[counted].float(), anchors[counted])
+            self.transform.apply_deltas(torch.cat(y.deltas, 1)[labelled].float(), anchors[labelled])
             for y in (cross, teacher.dense)
         )
-        boxes = q[counted].amax(-1) * box_losses(ours, theirs, self.box_loss)
+        boxes = q[labelled].amax(-1) * box_losses(ours, theirs, self.box_loss)
         total = self.class_weight * losses.sum() + self.box_weight * boxes.sum()
         return total / normalizer
 
@@ -133,7 +143,7 @@ def align_statistics(values: torch.Tensor, model: torch.Tensor, eps: float = 1e-
     """Give each channel of ``values`` the mean and standard deviation that it has in ``model``.
 
     Args:
-        values, model (Tensor): (N, C, H, W); the deviation is over N, H and W, unbiased.
+        values, model: (N, C, H, W); the deviation is over N, H and W, unbiased.
     """
     dims = (0, 2, 3)
     # One value has no unbiased deviation.
@@ -153,7 +163,7 @@ def box_losses(boxes: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.T
     """1 - GIoU (``giou``) or - ln IoU (``iou``) of the boxes of each row, (R,).
 
     Args:
-        boxes, targets (Tensor): (R, 4) XYXY.
+        boxes, targets: (R, 4) XYXY.
     """
     eps = 1e-6  # boxes without an area, and the logarithm of none in common
     low, high = torch.maximum(boxes, targets), torch.minimum(boxes, targets)

@@ -1,11 +1,13 @@
 """Focal and global distillation: attended features of objects and background, and relations."""
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from hkd_d2.distillation.adapters import adapt_map, make_adapter
 from hkd_d2.distillation.masks import focal_weights
-from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term, matched_levels
+from hkd_d2.distillation.spec import DetectorSpec, matched_levels
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss
 
 PARTS = ("FOREGROUND_WEIGHT", "BACKGROUND_WEIGHT", "ATTENTION_WEIGHT", "RELATION_WEIGHT")
@@ -36,7 +38,24 @@ class FGD(Term):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term, on top of those of its parts.
+        node.WEIGHT = 1.0
+        # Student's FPN levels that are distilled; the teacher's are found by stride.
+        node.LEVELS = ["p2", "p3", "p4", "p5"]
+        # Temperature of the attention.
+        node.TEMPERATURE = 0.5
+        # Weight of the objects' cells, alpha.
+        node.FOREGROUND_WEIGHT = 5e-5
+        # Weight of the other cells, beta.
+        node.BACKGROUND_WEIGHT = 2.5e-5
+        # Weight of the difference of both networks' attention, gamma.
+        node.ATTENTION_WEIGHT = 5e-5
+        # Weight of the relation between cells, lambda.
+        node.RELATION_WEIGHT = 5e-7
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.FGD
         if not node.TEMPERATURE > 0:

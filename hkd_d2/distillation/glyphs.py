@@ -34,9 +34,9 @@ def draw_glyphs(classes: torch.Tensor, num_glyphs: int, generator: torch.Generat
     ``num_glyphs``, the background, has a pattern of noise there.
 
     Args:
-        classes (Tensor): (N,) int64, 0 to ``num_glyphs``.
-        num_glyphs (int): classes without the background.
-        generator (torch.Generator): of the CPU.
+        classes: (N,) int64, 0 to ``num_glyphs``.
+        num_glyphs: classes without the background.
+        generator: of the CPU.
 
     Returns:
         Tensor: (N, 1, 16, 16) float32.

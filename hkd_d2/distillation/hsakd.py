@@ -1,20 +1,16 @@
-"""HSAKD: what a network knows of classes and rotations together, level by level."""
+"""HSAKD: joint predictions of class and rotation, level by level."""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from hkd_d2.distillation.rotation import turn_boxes, turn_images
-from hkd_d2.distillation.term import (
-    FEATURES,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    matched_levels,
-)
+from hkd_d2.distillation.spec import DetectorSpec, matched_levels
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import kl_distillation_loss, multilevel_roi_align
 
 TURNS = 4  # of 90 degrees, the upright image among them
@@ -25,8 +21,8 @@ SAMPLING_RATIO = 2
 class HSAKD(Term):
     """Hierarchical self-supervision augmented distillation on regions (after arXiv 2107.13715).
 
-    An auxiliary head on every level of either network says of a pooled region which of the K
-    classes or background it is and by how many quarter turns the image was turned: one softmax over
+    An auxiliary head on every level of either network predicts the class of a pooled region (K
+    classes or background) and the number of quarter turns of the image: one softmax over
     4 (K + 1) joint labels 4 c + j. For the first ``TEACHER_ITERS`` iterations the teacher's heads
     learn that from the labels, on the frozen teacher's features; from then on they stay as they are
     and the student's heads, and through them the student, imitate them one to one:
@@ -66,7 +62,26 @@ class HSAKD(Term):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term, in both of its phases.
+        node.WEIGHT = 1.0
+        # Student's FPN levels with an auxiliary head; the teacher's are found by stride.
+        node.LEVELS = ["p2", "p3", "p4", "p5"]
+        # Temperature of both sides' joint probabilities.
+        node.TEMPERATURE = 3.0
+        # Turned images per step in addition to the upright one, drawn from 90, 180 and 270 degrees:
+        # 0 to 3.
+        node.TURNED = 1
+        # Iterations at the start in which the teacher's heads are trained; the student learns from
+        # them afterwards.
+        node.TEACHER_ITERS = 1488
+        # Factor on SOLVER.BASE_LR for the teacher's heads, which lack momentum; 1 under AdamW.
+        node.TEACHER_LR_FACTOR = 5.0
+        # Train both networks' heads all the time instead, from labels and each other (HSSAKD).
+        node.MUTUAL = False
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.HSAKD
         if student.one_stage:
@@ -131,7 +146,7 @@ class HSAKD(Term):
         return zero + self.mean_over_turns(drawn, loss)
 
     def mean_over_turns(self, drawn: torch.Tensor, loss) -> torch.Tensor:
-        """The mean of ``loss(j)`` over the four turns, those that were not drawn taken as alike."""
+        """Mean of ``loss(j)`` over the four turns; the drawn ones stand for those left out."""
         if len(drawn) == 0:
             return loss(0)
         return (loss(0) + (TURNS - 1) * sum(loss(j) for j in drawn.tolist()) / len(drawn)) / TURNS
@@ -153,10 +168,10 @@ class HSAKD(Term):
         return hard + self.divergence(ours, theirs) + self.divergence(theirs, ours)
 
     def cross_entropy(self, logits, classes, turns):
-        counted = (classes >= 0) & (classes <= self.num_classes)
-        labels = (TURNS * classes + turns).where(counted, -1)
+        labelled = (classes >= 0) & (classes <= self.num_classes)
+        labels = (TURNS * classes + turns).where(labelled, -1)
         losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") for x in logits]
-        return sum(losses) / counted.sum().clamp(min=1)
+        return sum(losses) / labelled.sum().clamp(min=1)
 
     def divergence(self, logits, targets):
         # The targets are constants to the operator.
@@ -177,7 +192,7 @@ class HSAKD(Term):
         """Every box from each level of a network (side 0 student, 1 teacher): (R, C, P, P) float32.
 
         Args:
-            boxes (list[Tensor]): (R_n, 4) in the upright images.
+            boxes: (R_n, 4) in the upright images.
         """
         features, pixels = network.features, network.images.tensor
         if turns:

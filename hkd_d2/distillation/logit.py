@@ -1,10 +1,12 @@
-"""Logit distillation: what the heads of both networks say of the same boxes or anchors."""
+"""Logit distillation: outputs of both networks' heads on the same boxes or anchors."""
 
+from detectron2.config import CfgNode
 from torch import nn
 
 from hkd_d2.distillation.logit_box_head import BoxHeadParts
 from hkd_d2.distillation.logit_dense_head import OneStageParts, RPNParts
-from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term
+from hkd_d2.distillation.spec import DetectorSpec
+from hkd_d2.distillation.term import TERM_REGISTRY, Term
 
 
 @TERM_REGISTRY.register()
@@ -58,40 +60,33 @@ class Logit(Term):
             not fit.
     """
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 30.0
+        # Parts that are added up. On the sampled boxes: hidden (MSE of the last hidden box
+        # features), predictions (half the MSE of class logits plus that of deltas), kl (temperature
+        # KL of the class logits), kl_foreground and kl_background (DeFeat), tckd and nckd (DKD),
+        # cross_entropy (Chen 2017, of soft classes), deltas (smooth L1 of the deltas of foreground
+        # boxes), bounded (Chen 2017 regression, upper-bounded by the teacher). On the RPN's sampled
+        # anchors: rpn_cross_entropy, rpn_bounded. One-stage detectors have kl, deltas and bounded.
+        node.PARTS = ["hidden", "predictions"]
+        # Weight of each part, in the order of PARTS; [] for 1 each.
+        node.PART_WEIGHTS = []
+        # Temperature of the softmax or sigmoid of every part with class logits but predictions.
+        node.TEMPERATURE = 1.0
+        # Weight of the background's class in cross_entropy and rpn_cross_entropy (Chen 2017).
+        node.BACKGROUND_WEIGHT = 1.5
+        # Margin m of bounded and rpn_bounded: they act while the student's squared error plus m
+        # exceeds the teacher's.
+        node.BOUND_MARGIN = 0.01
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.LOGIT
-        known = (*BoxHeadParts.PARTS, *RPNParts.PARTS)
-        unknown = [p for p in node.PARTS if p not in known]
-        if unknown or not node.PARTS:
-            raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; choose from {', '.join(known)}.")
-        if len(set(node.PARTS)) < len(node.PARTS):
-            raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; name each part once.")
-        weights = node.PART_WEIGHTS or [1.0] * len(node.PARTS)
-        if len(weights) != len(node.PARTS):
-            raise ValueError(
-                f"HKD.LOGIT.PART_WEIGHTS has {len(weights)} entries for {len(node.PARTS)} parts; "
-                "give one a part or []."
-            )
-        if node.TEMPERATURE <= 0:
-            raise ValueError(f"HKD.LOGIT.TEMPERATURE is {node.TEMPERATURE}; give a number above 0.")
-        if node.BACKGROUND_WEIGHT < 0:
-            raise ValueError(
-                f"HKD.LOGIT.BACKGROUND_WEIGHT is {node.BACKGROUND_WEIGHT}; give at least 0."
-            )
-        if student.one_stage != teacher.one_stage:
-            raise ValueError(
-                "The term 'logit' compares two box heads or two dense heads, and one of the two "
-                "networks is one-stage; drop 'logit' from HKD.TERMS."
-            )
-        heads = (OneStageParts,) if student.one_stage else (BoxHeadParts, RPNParts)
-        refused = [p for p in node.PARTS if not any(p in head.PARTS for head in heads)]
-        if refused:
-            raise ValueError(
-                f"HKD.LOGIT.PARTS names {', '.join(refused)}, which a one-stage detector does not "
-                f"have; choose from {', '.join(OneStageParts.PARTS)}."
-            )
-        self.weights = dict(zip(node.PARTS, weights, strict=True))
+        check_options(node)
+        heads = comparable_heads(node.PARTS, student, teacher)
+        self.weights = part_weights(node)
         self.heads = nn.ModuleDict()
         for head in heads:
             parts = [p for p in node.PARTS if p in head.PARTS]
@@ -107,3 +102,58 @@ class Logit(Term):
             else:
                 losses |= head(student, teacher)
         return sum(self.weights.get(part, 1.0) * loss for part, loss in losses.items())
+
+
+def check_options(node: CfgNode) -> None:
+    """Raise ValueError for a value under ``HKD.LOGIT`` that is out of its range."""
+    known = (*BoxHeadParts.PARTS, *RPNParts.PARTS)
+    if not node.PARTS or not set(node.PARTS) <= {*known}:
+        raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; choose from {', '.join(known)}.")
+    if len(set(node.PARTS)) < len(node.PARTS):
+        raise ValueError(f"HKD.LOGIT.PARTS is {node.PARTS}; name each part once.")
+    if node.TEMPERATURE <= 0:
+        raise ValueError(f"HKD.LOGIT.TEMPERATURE is {node.TEMPERATURE}; give a number above 0.")
+    if node.BACKGROUND_WEIGHT < 0:
+        raise ValueError(
+            f"HKD.LOGIT.BACKGROUND_WEIGHT is {node.BACKGROUND_WEIGHT}; give at least 0."
+        )
+
+
+def part_weights(node: CfgNode) -> dict[str, float]:
+    """The weight of each of ``PARTS``.
+
+    Raises:
+        ValueError: another number of weights than of parts.
+    """
+    weights = node.PART_WEIGHTS or [1.0] * len(node.PARTS)
+    if len(weights) != len(node.PARTS):
+        raise ValueError(
+            f"HKD.LOGIT.PART_WEIGHTS has {len(weights)} entries for {len(node.PARTS)} parts; "
+            "give one a part or []."
+        )
+    return dict(zip(node.PARTS, weights, strict=True))
+
+
+def comparable_heads(
+    parts: list[str], student: DetectorSpec, teacher: DetectorSpec
+) -> tuple[type[nn.Module], ...]:
+    """The classes that compare the heads of these two detectors.
+
+    Raises:
+        ValueError: one detector is one-stage and the other is not, or ``parts`` names what
+            one-stage detectors lack.
+    """
+    if student.one_stage != teacher.one_stage:
+        raise ValueError(
+            "The term 'logit' compares two box heads or two dense heads, and one of the two "
+            "networks is one-stage; drop 'logit' from HKD.TERMS."
+        )
+    if not student.one_stage:
+        return BoxHeadParts, RPNParts
+    refused = [part for part in parts if part not in OneStageParts.PARTS]
+    if refused:
+        raise ValueError(
+            f"HKD.LOGIT.PARTS names {', '.join(refused)}, which a one-stage detector does not "
+            f"have; choose from {', '.join(OneStageParts.PARTS)}."
+        )
+    return (OneStageParts,)

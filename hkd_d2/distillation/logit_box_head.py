@@ -4,30 +4,25 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from hkd_d2.distillation.adapters import make_adapter
-from hkd_d2.distillation.term import (
-    FEATURES,
-    HIDDEN,
-    POOLED,
-    PREDICTIONS,
-    DetectorSpec,
-    class_columns,
-)
+from hkd_d2.distillation.spec import DetectorSpec, class_columns
+from hkd_d2.distillation.term import FEATURES, HIDDEN, POOLED, PREDICTIONS
 from hkd_d2.ops import bounded_regression_loss, kl_distillation_loss, soft_cross_entropy_loss
 
 
 @dataclass
 class Rows:
-    """What both box heads say of R boxes; the teacher's columns are the student's already.
+    """Outputs of both box heads on R boxes; the teacher's columns are already the student's.
 
     Attributes:
-        student_hidden, teacher_hidden (Tensor): (R, D_s) and (R, D_t).
-        student_logits, teacher_logits (Tensor): (R, K + 1) float32, background last.
-        student_deltas, teacher_deltas (Tensor): (R, 4) or (R, 4 K) float32.
-        classes (Tensor): (R,) int64, K for the background.
-        sampled (list[Instances]): the boxes, labelled.
+        student_hidden, teacher_hidden: (R, D_s) and (R, D_t).
+        student_logits, teacher_logits: (R, K + 1) float32, background last.
+        student_deltas, teacher_deltas: (R, 4) or (R, 4 K) float32.
+        classes: (R,) int64, K for the background.
+        sampled: the boxes, labelled.
     """
 
     student_hidden: torch.Tensor
@@ -44,7 +39,7 @@ class BoxHeadParts(nn.Module):
     """One method a part; see :class:`~hkd_d2.distillation.logit.Logit` for the formulas.
 
     Args:
-        parts (list[str]): of :attr:`PARTS`.
+        parts: of :attr:`PARTS`.
 
     Raises:
         ValueError: class lists or deltas that cannot be paired.
@@ -184,8 +179,6 @@ class BoxHeadParts(nn.Module):
 
     def target_deltas(self, sampled, rows):
         """Ground-truth deltas of the rows in the student's parametrisation, (len(rows), 4)."""
-        from detectron2.modeling.box_regression import Box2BoxTransform
-
         if len(rows) == 0:
             return torch.zeros(0, 4, device=rows.device)
         proposals = torch.cat([x.proposal_boxes.tensor for x in sampled])[rows]
@@ -202,7 +195,7 @@ def teacher_columns(
     """Columns of the teacher's class logits and deltas that stand for the student's.
 
     Args:
-        class_map (list[int]): for each student class the teacher's class, [] for the same list.
+        class_map: for each student class the teacher's class, [] for the same list.
 
     Returns:
         list[int], list[int]: student.num_classes + 1 columns of logits (background last), and the

@@ -4,13 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hkd_d2.distillation.term import (
-    DENSE,
-    FEATURES,
-    DetectorSpec,
-    check_same_anchors,
-    class_columns,
-)
+from hkd_d2.distillation.spec import DetectorSpec, check_same_anchors, class_columns
+from hkd_d2.distillation.term import DENSE, FEATURES
 from hkd_d2.ops import bounded_regression_loss, kl_distillation_loss, soft_cross_entropy_loss
 
 
@@ -18,10 +13,10 @@ def object_deltas(student, teacher, delta_scale, transform, objects):
     """Both networks' deltas of the anchors of objects, and the ground truth's; (P, 4) each.
 
     Args:
-        student, teacher (DenseOutputs): the student's with ``matched_boxes``.
-        delta_scale (Tensor): (4,) factors from the teacher's parametrisation to the student's.
+        student, teacher: the student's with ``matched_boxes``.
+        delta_scale: (4,) factors from the teacher's parametrisation to the student's.
         transform: the student's parametrisation.
-        objects (Tensor): (N, R) bool over all R anchors of N images.
+        objects: (N, R) bool over all R anchors of N images.
     """
     ours = torch.cat(student.deltas, 1)[objects].float()
     theirs = torch.cat(teacher.deltas, 1)[objects].float() * delta_scale
@@ -34,7 +29,7 @@ class OneStageParts(nn.Module):
     """Two one-stage heads, anchor by anchor; see :class:`~hkd_d2.distillation.logit.Logit`.
 
     Args:
-        parts (list[str]): of :attr:`PARTS`.
+        parts: of :attr:`PARTS`.
 
     Raises:
         ValueError: heads, anchors or class lists that do not fit.
@@ -59,8 +54,8 @@ class OneStageParts(nn.Module):
         """The loss of each part."""
         s, t = student.dense, teacher.dense
         labels = torch.stack(s.labels)
-        counted = labels >= 0
-        objects = counted & (labels < self.num_classes)
+        labelled = labels >= 0
+        objects = labelled & (labels < self.num_classes)
         number = objects.sum().clamp(min=1)
         losses = {}
         if "kl" in self.parts:
@@ -69,11 +64,11 @@ class OneStageParts(nn.Module):
                 s.logits,
                 [x[..., self.class_columns] for x in t.logits],
                 temperature=self.temperature,
-                weights=list(counted.float().split(sizes, 1)),
+                weights=list(labelled.float().split(sizes, 1)),
                 activation="sigmoid",
             )
-            # The operator's mean is over the anchors that count.
-            losses["kl"] = mean * counted.sum() / number
+            # The operator's mean is over the labelled anchors.
+            losses["kl"] = mean * labelled.sum() / number
         if {"deltas", "bounded"} & set(self.parts):
             ours, theirs, target = object_deltas(s, t, self.delta_scale, self.transform, objects)
             if "deltas" in self.parts:
@@ -111,7 +106,7 @@ class RPNParts(nn.Module):
         losses = {}
         if "rpn_cross_entropy" in self.parts:
             ours, theirs = (torch.cat(x.logits, 1)[sampled].float() for x in (s, t))
-            # A sigmoid is the softmax beside a logit of 0, here that of the background.
+            # A sigmoid is a softmax with a second logit of 0, here the background's.
             losses["rpn_cross_entropy"] = soft_cross_entropy_loss(
                 F.pad(ours[:, None], (0, 1)),
                 F.pad(theirs[:, None], (0, 1)),

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import nn
 
+from hkd_d2.distillation.class_order import order_in_class
 from hkd_d2.distillation.glyphs import draw_glyphs, train_classifier
-from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term, order_in_class
+from hkd_d2.distillation.spec import DetectorSpec
+from hkd_d2.distillation.term import TERM_REGISTRY, Term
 from hkd_d2.ops import kl_distillation_loss
 
-POOL = 256  # pictures of each class
+PICTURES = 256  # pictures of each class
 HIDDEN = 64  # of the discriminator
 
 logger = logging.getLogger(__name__)
@@ -42,9 +45,9 @@ class LWKD(Term):
     each instance's own.
 
     Attributes:
-        soft_targets (Tensor): (K + 1, 256, K + 1) float32 logits of the classifier, the class of
+        soft_targets: (K + 1, 256, K + 1) float32 logits of the classifier, the class of
             the picture first.
-        drawn (Tensor): (K + 1,) int64, pictures of each class given out so far.
+        drawn: (K + 1,) int64, pictures of each class given out so far.
 
     Raises:
         ValueError: an option out of range, or a one-stage student.
@@ -52,7 +55,18 @@ class LWKD(Term):
 
     needs = frozenset()
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec | None):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 1.0
+        # Temperature of both sides' class probabilities.
+        node.TEMPERATURE = 4.0
+        # Weight of the student's adversarial loss relative to the divergence.
+        node.ADVERSARIAL_WEIGHT = 0.1
+        # Learning rate of the discriminator, at the height of SOLVER's schedule.
+        node.DISCRIMINATOR_LR = 0.001
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec | None):
         super().__init__(cfg)
         node = cfg.HKD.LWKD
         if student.one_stage:
@@ -105,7 +119,7 @@ class LWKD(Term):
     def draw(self, classes: torch.Tensor) -> torch.Tensor:
         """The next picture's logits for each of (R,) classes, (R, K + 1)."""
         one_hot = F.one_hot(classes, self.num_classes)
-        picture = (self.drawn[classes] + order_in_class(one_hot)) % POOL
+        picture = (self.drawn[classes] + order_in_class(one_hot)) % PICTURES
         self.drawn += one_hot.sum(0)
         return self.soft_targets[classes, picture]
 
@@ -122,16 +136,16 @@ def one_thread() -> Iterator[None]:
 
 
 def glyph_logits(num_glyphs: int) -> torch.Tensor:
-    """Train the classifier and let it judge :data:`POOL` fresh pictures of each class.
+    """Train the classifier and let it judge :data:`PICTURES` fresh pictures of each class.
 
     The result depends on nothing but ``num_glyphs``: the random state of the caller is neither used
     nor moved, and one thread computes, since sums over more are rounded differently.
 
     Returns:
-        Tensor: (num_glyphs + 1, POOL, num_glyphs + 1) float32.
+        Tensor: (num_glyphs + 1, PICTURES, num_glyphs + 1) float32.
     """
     generator = torch.Generator().manual_seed(0)
-    classes = torch.arange(num_glyphs + 1).repeat_interleave(POOL)
+    classes = torch.arange(num_glyphs + 1).repeat_interleave(PICTURES)
     # The layers are initialised from the global state first, then from the generator.
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), one_thread():
         classifier = train_classifier(num_glyphs, generator)
@@ -142,4 +156,4 @@ def glyph_logits(num_glyphs: int) -> torch.Tensor:
         num_glyphs,
         100 * right,
     )
-    return logits.view(num_glyphs + 1, POOL, num_glyphs + 1)
+    return logits.view(num_glyphs + 1, PICTURES, num_glyphs + 1)

@@ -13,7 +13,7 @@ def focal_weights(
     foreground_weight: float,
     background_weight: float,
 ) -> torch.Tensor:
-    """FGD's weights of cells (yzd-v/FGD c03a6cf): every object, and the background, weighs alike.
+    """FGD's weights of cells (yzd-v/FGD c03a6cf): equal for every object and the background.
 
     A cell under a box weighs ``foreground_weight`` over the box's height times width in cells,
     under several boxes that of the smallest; a box covers floor(x1 / stride) to ceil(x2 / stride)
@@ -21,10 +21,10 @@ def focal_weights(
     ``background_weight`` over the number of such cells in its image, or 0 under an ignore box.
 
     Args:
-        boxes (list[Tensor]): per image (R, 4) XYXY in pixels of the padded image.
-        ignore_boxes (list[Tensor]): as ``boxes``.
-        size (tuple[int, int]): height and width of the map in cells.
-        stride (float): pixels a cell.
+        boxes: per image (R, 4) XYXY in pixels of the padded image.
+        ignore_boxes: as ``boxes``.
+        size: height and width of the map in cells.
+        stride: pixels a cell.
 
     Returns:
         Tensor: (N, height, width) float32.

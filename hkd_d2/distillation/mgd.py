@@ -1,11 +1,13 @@
 """Masked generative distillation: the teacher's maps from part of the student's cells."""
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
 from hkd_d2.distillation.adapters import adapt_map, make_adapter
-from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term, matched_levels
+from hkd_d2.distillation.spec import DetectorSpec, matched_levels
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss
 
 
@@ -31,7 +33,16 @@ class MGD(Term):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 5e-7
+        # Student's FPN levels that are distilled; the teacher's are found by stride.
+        node.LEVELS = ["p2", "p3", "p4", "p5"]
+        # Share of the student's cells that are masked.
+        node.MASK_RATIO = 0.45
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.MGD
         if not 0 <= node.MASK_RATIO < 1:

@@ -2,8 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 
-from hkd_d2.distillation.term import TERM_REGISTRY, DetectorSpec, Term, one_of, order_in_class
+from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.class_order import order_in_class
+from hkd_d2.distillation.spec import DetectorSpec
+from hkd_d2.distillation.term import TERM_REGISTRY, Term
 from hkd_d2.ops import kl_distillation_loss
 
 LOSSES = ("kl", "mse")
@@ -32,9 +36,9 @@ class OSAKD(Term):
     of them with the first one's.
 
     Attributes:
-        embeddings (Tensor): (BANK_SIZE + 1, D) float32; the last row is written to, never read.
-        classes (Tensor): (BANK_SIZE,) int64, -1 where the row is still empty.
-        written (Tensor): (K + 1,) int64, rows written of each class.
+        embeddings: (BANK_SIZE + 1, D) float32; the last row is written to, never read.
+        classes: (BANK_SIZE,) int64, -1 where the row is still empty.
+        written: (K + 1,) int64, rows written of each class.
 
     Raises:
         ValueError: an option out of range, or a one-stage student.
@@ -42,7 +46,22 @@ class OSAKD(Term):
 
     needs = frozenset()
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec | None):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term, the paper's lambda.
+        node.WEIGHT = 1.0
+        # Nearest neighbours that vote for the classes of a region.
+        node.K = 10
+        # Embeddings of earlier regions that are kept, the same number of every class.
+        node.BANK_SIZE = 4096
+        # Embeddings in the bank from which on the term acts.
+        node.READY_AT = 1024
+        # Votes that every class has beforehand.
+        node.SMOOTHING = 0.1
+        # Distance of the student's class probabilities from the neighbours': kl | mse.
+        node.LOSS = "kl"
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec | None):
         super().__init__(cfg)
         node = cfg.HKD.OSAKD
         if student.one_stage:

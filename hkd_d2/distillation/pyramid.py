@@ -1,8 +1,10 @@
 """Pyramid distillation: the student's FPN maps imitate the teacher's."""
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
+from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import (
     CONVOLUTIONS,
     LINEAR,
@@ -10,14 +12,8 @@ from hkd_d2.distillation.adapters import (
     as_pair,
     make_adapter,
 )
-from hkd_d2.distillation.term import (
-    FEATURES,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    matched_levels,
-    one_of,
-)
+from hkd_d2.distillation.spec import DetectorSpec, matched_levels
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss, kl_distillation_loss
 
 MASKS = ("none", "boxes", "split", "decoupled")
@@ -59,7 +55,42 @@ class Pyramid(Term):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 0.5
+        # Student's FPN levels that are distilled; the teacher's are found by stride.
+        node.LEVELS = ["p2", "p3", "p4", "p5"]
+        # Distance of two feature vectors: mse | l1 | smooth_l1 | cosine, or of two whole maps: pkd
+        # (correlation of the channels) | cwd (divergence of each channel's softmax over the cells).
+        node.DISTANCE = "mse"
+        # Temperature of cwd.
+        node.TEMPERATURE = 1.0
+        # Active cells: none (the whole map) | boxes (cells under ground truth) | split (both,
+        # in one weighted mean) | decoupled (both, each in a mean of its own; DeFeat). Cells under
+        # ignore boxes are active only where MASK is none.
+        node.MASK = "none"
+        # Weight of the cells under the boxes where MASK is split or decoupled.
+        node.FOREGROUND_WEIGHT = 1.0
+        # Weight of the cells outside the boxes where MASK is split or decoupled.
+        node.BACKGROUND_WEIGHT = 0.25
+        # Which cells a box covers: cells (all that it touches) | defeat (as DeFeat rounds it) |
+        # fgfi (those with an anchor close to it).
+        node.RASTERIZE = "cells"
+        # Of fgfi: an anchor is close if its IoU with the box is above this share of the best
+        # anchor's.
+        node.ANCHOR_THRESHOLD = 0.5
+        # Divide a level's distance by a statistic of the teacher's map: none | teacher_variance.
+        node.NORMALIZE = "none"
+        # Reduction: mean (over active elements, then over levels) | half_mean (half
+        # of it; DeFeat) | cells (half the sum over channels, mean over active cells and levels;
+        # FGFI) | level_sum (the sum of the levels' means; PKD, CWD).
+        node.REDUCTION = "mean"
+        # Adapters: 1x1, auto (where channel counts differ) | always; or on the whole map conv3x3
+        # (DeFeat) | conv3x3_relu (FGFI).
+        node.ADAPTER = "auto"
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.PYRAMID
         self.mask = one_of("HKD.PYRAMID.MASK", node.MASK, MASKS)
@@ -96,7 +127,7 @@ class Pyramid(Term):
             level_factors(node.REDUCTION, [teacher.levels[t].channels for _, t in self.levels]),
             persistent=False,
         )
-        # What the operator multiplies only where it counts is left to it.
+        # The operator applies 1x1 adapters itself, to active cells alone.
         self.adapts_maps = node.ADAPTER in CONVOLUTIONS or self.distance == "cwd"
 
     def forward(self, student, teacher, targets):
@@ -122,7 +153,7 @@ class Pyramid(Term):
             "boxes": targets.boxes,
             "ignore_boxes": targets.ignore_boxes,
             "strides": self.strides,
-            "assign_ignore": "all",  # nobody knows what is in there, at any scale
+            "assign_ignore": "all",  # their content is unknown at every scale
             "rasterize": self.rasterize,
         }
         if self.rasterize == "fgfi":
@@ -201,10 +232,10 @@ def check_options(node) -> None:
 
 
 def level_factors(reduction: str, channels: list[int]) -> torch.Tensor:
-    """What turns a level's mean over elements, of a mean over levels, into ``reduction``: (L,).
+    """Factor of each level, (L,), from a mean over elements and levels to ``reduction``.
 
     Args:
-        channels (list[int]): the teacher's, of each level.
+        channels: the teacher's, of each level.
     """
     if reduction == "half_mean":
         return torch.full((len(channels),), 0.5)
@@ -219,7 +250,7 @@ def anchor_sizes(strides: list[float], dense) -> list[torch.Tensor]:
     """(A, 2) widths and heights of the anchors of each stride.
 
     Args:
-        dense (DenseSpec or None): of the network whose anchors these are.
+        dense: of the network whose anchors these are.
 
     Raises:
         ValueError: anchors of another kind than Detectron2's default, or a stride without anchors.

@@ -1,16 +1,12 @@
 """Region distillation: RoI-aligned features of both networks on the same boxes."""
 
+from detectron2.config import CfgNode
+
+from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import as_pair, make_adapter
 from hkd_d2.distillation.pyramid import NORMALIZATIONS, inverse_variances
-from hkd_d2.distillation.term import (
-    FEATURES,
-    POOLED,
-    PROPOSALS,
-    TERM_REGISTRY,
-    DetectorSpec,
-    Term,
-    one_of,
-)
+from hkd_d2.distillation.spec import DetectorSpec
+from hkd_d2.distillation.term import FEATURES, POOLED, PROPOSALS, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss, multilevel_roi_align, roi_distillation_loss
 
 BOXES = ("sampled", "teacher", "gt")
@@ -37,63 +33,55 @@ class Region(Term):
     teacher's pooled features in the batch (ours). ``REDUCTION: half_mean`` halves the mean, which
     is Mimic's normaliser (ModelTC/United-Perception, 52aaeb9).
 
-    A one-stage detector has no pooler: beside one, both networks are pooled from the levels of
-    their common strides by ``POOLER_RESOLUTION`` and ``POOLER_SAMPLING_RATIO``. A cascade pools for
-    its first stage.
+    A one-stage detector has no pooler: if either is one, both networks are pooled from the levels
+    of their common strides by ``POOLER_RESOLUTION`` and ``POOLER_SAMPLING_RATIO``. A cascade pools
+    for its first stage.
 
     Raises:
         ValueError: an option that is not on the list, poolers of different resolution, RoI levels
             of different strides, or the sampled boxes of a one-stage student, which has none.
     """
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 30.0
+        # Boxes that both networks pool on: sampled (a two-stage student's sampled proposals) |
+        # teacher (the teacher's proposals, or a one-stage teacher's detections) | gt (ground
+        # truth).
+        node.BOXES = "sampled"
+        # Teacher's boxes an image, best first, where BOXES is teacher.
+        node.TEACHER_TOPK = 256
+        # Bins a side for a one-stage student, which has no pooler of its own.
+        node.POOLER_RESOLUTION = 7
+        # Samples a bin and axis wherever the term pools: not with BOXES sampled of two two-stage
+        # detectors. 0: adaptive.
+        node.POOLER_SAMPLING_RATIO = 0
+        # Distance of two pooled features: mse | l1 | smooth_l1 | cosine.
+        node.DISTANCE = "mse"
+        # How the distances become one number: mean | half_mean (half of it, as Mimic has it).
+        node.REDUCTION = "mean"
+        # Divide the distance by a statistic of the teacher's features: none | teacher_variance.
+        node.NORMALIZE = "none"
+        # 1x1 adapter: auto (where channel counts differ) | always.
+        node.ADAPTER = "auto"
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         node = cfg.HKD.REGION
-        self.boxes = one_of("HKD.REGION.BOXES", node.BOXES, BOXES)
-        self.distance = one_of("HKD.REGION.DISTANCE", node.DISTANCE, DISTANCES)
-        normalize = one_of("HKD.REGION.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
-        self.normalize = normalize == "teacher_variance"
-        self.factor = REDUCTIONS[one_of("HKD.REGION.REDUCTION", node.REDUCTION, tuple(REDUCTIONS))]
-        if node.TEACHER_TOPK <= 0:
-            raise ValueError(
-                f"HKD.REGION.TEACHER_TOPK is {node.TEACHER_TOPK}; give a number of boxes above 0."
-            )
-        if node.POOLER_RESOLUTION <= 0 or node.POOLER_SAMPLING_RATIO < 0:
-            raise ValueError(
-                f"HKD.REGION.POOLER_RESOLUTION is {node.POOLER_RESOLUTION} and "
-                f"POOLER_SAMPLING_RATIO {node.POOLER_SAMPLING_RATIO}; give at least 1 and 0."
-            )
-        if student.one_stage and self.boxes == "sampled":
-            raise ValueError(
-                "HKD.REGION.BOXES is 'sampled', and a one-stage student samples no boxes; choose "
-                "teacher or gt."
-            )
+        check_options(node)
+        self.boxes, self.distance = node.BOXES, node.DISTANCE
+        self.normalize = node.NORMALIZE == "teacher_variance"
+        self.factor = REDUCTIONS[node.REDUCTION]
+        check_boxes(self.boxes, student)
         both_pool = not (student.one_stage or teacher.one_stage)
-        if both_pool and student.pooler_resolution != teacher.pooler_resolution:
-            raise ValueError(
-                f"The student pools {student.pooler_resolution}x{student.pooler_resolution} bins, "
-                f"the teacher {teacher.pooler_resolution}x{teacher.pooler_resolution}; set the "
-                "student's MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to the teacher's or drop 'region'."
-            )
-        self.strides, teacher_strides = (
-            [float(spec.levels[n].stride) for n in spec.roi_levels] for spec in (student, teacher)
-        )
-        if both_pool and self.strides != teacher_strides:
-            raise ValueError(
-                f"The student pools boxes from strides {self.strides}, the teacher from "
-                f"{teacher_strides}; make MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
-            )
-        common = [s for s in self.strides if s in teacher_strides]
-        if not common:
-            raise ValueError(
-                f"The student's levels have strides {self.strides} and the teacher's "
-                f"{teacher_strides}, none in common; drop 'region'."
-            )
+        if both_pool:
+            check_same_poolers(student, teacher)
+        self.strides = common_strides(student, teacher)
         self.student_levels, self.teacher_levels = (
-            [n for n in spec.roi_levels if spec.levels[n].stride in common]
+            [n for n in spec.roi_levels if spec.levels[n].stride in self.strides]
             for spec in (student, teacher)
         )
-        self.strides = common
         self.topk = node.TEACHER_TOPK
         self.resolution = student.pooler_resolution or node.POOLER_RESOLUTION
         self.sampling_ratio = node.POOLER_SAMPLING_RATIO
@@ -164,3 +152,66 @@ class Region(Term):
             adapter=None if adapter is None else [adapter],
             level_weights=inverse_variances([teacher_pooled]) if self.normalize else None,
         )
+
+
+def check_options(node: CfgNode) -> None:
+    """Raise ValueError for a value under ``HKD.REGION`` that is out of its range."""
+    one_of("HKD.REGION.BOXES", node.BOXES, BOXES)
+    one_of("HKD.REGION.DISTANCE", node.DISTANCE, DISTANCES)
+    one_of("HKD.REGION.NORMALIZE", node.NORMALIZE, NORMALIZATIONS)
+    one_of("HKD.REGION.REDUCTION", node.REDUCTION, tuple(REDUCTIONS))
+    if node.TEACHER_TOPK <= 0:
+        raise ValueError(
+            f"HKD.REGION.TEACHER_TOPK is {node.TEACHER_TOPK}; give a number of boxes above 0."
+        )
+    if node.POOLER_RESOLUTION <= 0 or node.POOLER_SAMPLING_RATIO < 0:
+        raise ValueError(
+            f"HKD.REGION.POOLER_RESOLUTION is {node.POOLER_RESOLUTION} and "
+            f"POOLER_SAMPLING_RATIO {node.POOLER_SAMPLING_RATIO}; give at least 1 and 0."
+        )
+
+
+def check_boxes(boxes: str, student: DetectorSpec) -> None:
+    """Raise ValueError for sampled boxes of a one-stage student, which has none."""
+    if student.one_stage and boxes == "sampled":
+        raise ValueError(
+            "HKD.REGION.BOXES is 'sampled', and a one-stage student samples no boxes; choose "
+            "teacher or gt."
+        )
+
+
+def check_same_poolers(student: DetectorSpec, teacher: DetectorSpec) -> None:
+    """Raise ValueError unless two box poolers have the same resolution and strides."""
+    ours, theirs = student.pooler_resolution, teacher.pooler_resolution
+    if ours != theirs:
+        raise ValueError(
+            f"The student pools {ours}x{ours} bins, the teacher {theirs}x{theirs}; set the "
+            "student's MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to the teacher's or drop 'region'."
+        )
+    ours, theirs = roi_strides(student), roi_strides(teacher)
+    if ours != theirs:
+        raise ValueError(
+            f"The student pools boxes from strides {ours}, the teacher from {theirs}; make "
+            "MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
+        )
+
+
+def common_strides(student: DetectorSpec, teacher: DetectorSpec) -> list[float]:
+    """Strides of the RoI levels that both networks have, finest first.
+
+    Raises:
+        ValueError: none.
+    """
+    ours, theirs = roi_strides(student), roi_strides(teacher)
+    common = [stride for stride in ours if stride in theirs]
+    if not common:
+        raise ValueError(
+            f"The student's levels have strides {ours} and the teacher's {theirs}, none in common; "
+            "drop 'region'."
+        )
+    return common
+
+
+def roi_strides(spec: DetectorSpec) -> list[float]:
+    """Strides of a detector's RoI levels, pixels a cell, finest first."""
+    return [float(spec.levels[name].stride) for name in spec.roi_levels]

@@ -2,9 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import nn
 
-from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, DetectorSpec, Term, matched_levels
+from hkd_d2.distillation.spec import DetectorSpec, matched_levels
+from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss
 
 
@@ -24,7 +26,15 @@ class ReviewKD(Term):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, cfg, student: DetectorSpec, teacher: DetectorSpec):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        # Weight of the term.
+        node.WEIGHT = 1.2
+        # Student's FPN levels that are fused and distilled, finest first; the teacher's are found
+        # by stride.
+        node.LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+
+    def __init__(self, cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec):
         super().__init__(cfg)
         levels = cfg.HKD.REVIEWKD.LEVELS
         self.levels = matched_levels("HKD.REVIEWKD.LEVELS", levels, student, teacher)
@@ -58,9 +68,9 @@ class Fusion(nn.Module):
     """Attention-based fusion (ABF) of a level with what the coarser one passed on.
 
     Args:
-        in_channels, inner_channels, out_channels (int): of the student's map, of what is passed on,
+        in_channels, inner_channels, out_channels: of the student's map, of what is passed on,
             and of the teacher's map.
-        fuses (bool): False for the coarsest level, which nothing is passed on to.
+        fuses: False for the coarsest level, which nothing is passed on to.
     """
 
     def __init__(self, in_channels: int, inner_channels: int, out_channels: int, fuses: bool):
@@ -98,7 +108,7 @@ def hierarchical_context_loss(
     fewer than the map's rows (mdistiller a08d46f, ``hcl``). A sum over levels.
 
     Args:
-        student, teacher (list[Tensor]): (N, C, H_l, W_l), one a level.
+        student, teacher: (N, C, H_l, W_l), one a level.
 
     Returns:
         Tensor: scalar.

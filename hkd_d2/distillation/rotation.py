@@ -14,8 +14,8 @@ def turn_boxes(boxes: torch.Tensor, turns: int, size: tuple[int, int]) -> torch.
     A point (x, y) of an image of width W goes to (y, W - x) in one quarter turn.
 
     Args:
-        boxes (Tensor): (R, 4) XYXY, pixels.
-        size (tuple[int, int]): (H, W) of the images before the turn, padding included.
+        boxes: (R, 4) XYXY, pixels.
+        size: (H, W) of the images before the turn, padding included.
     """
     height, width = size
     for _ in range(turns % 4):

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from detectron2.config import CfgNode
+
 DECAYS = ("constant", "linear", "cosine")
 
 
@@ -11,12 +13,12 @@ class WeightSchedule:
     """Linear warm-up from 0, then constant or a decay to ``weight * end_factor``, then off.
 
     Attributes:
-        weight (float): the full weight, >= 0.
-        max_iter (int): iteration at which a decay ends, the length of the run.
-        warmup_iters (int): of the warm-up; iteration 0 has 1 / warmup_iters of the weight.
-        decay (str): constant | linear | cosine; a decay starts where the warm-up ends.
-        end_factor (float): share of the weight left at the end of a decay, in [0, 1].
-        stop_iter (int): first iteration without the term; 0 for never.
+        weight: the full weight, >= 0.
+        max_iter: iteration at which a decay ends, the length of the run.
+        warmup_iters: of the warm-up; iteration 0 has 1 / warmup_iters of the weight.
+        decay: constant | linear | cosine; a decay starts where the warm-up ends.
+        end_factor: share of the weight left at the end of a decay, in [0, 1].
+        stop_iter: first iteration without the term; 0 for never.
     """
 
     weight: float
@@ -52,7 +54,7 @@ class WeightSchedule:
         return cls(float(node.WEIGHT), max_iter, s.WARMUP_ITERS, s.DECAY, s.END_FACTOR, s.STOP_ITER)
 
     def stopped(self, iteration: int) -> bool:
-        """Whether the term is off for good from ``iteration`` on."""
+        """True from the iteration on from which the term is off for good."""
         return 0 < self.stop_iter <= iteration
 
     def __call__(self, iteration: int) -> float:
@@ -68,3 +70,17 @@ class WeightSchedule:
         if self.decay == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return self.weight * (1 - progress * (1 - self.end_factor))
+
+
+def add_schedule(node: CfgNode) -> None:
+    """Add the ``SCHEDULE`` of a term's weight, with its defaults, to the term's node in place."""
+    # Weight over time; iterations of this run.
+    node.SCHEDULE = CfgNode()
+    # Iterations over which the weight rises linearly from 0.
+    node.SCHEDULE.WARMUP_ITERS = 0
+    # Shape after the warm-up: constant | linear | cosine (both fall to END_FACTOR at MAX_ITER).
+    node.SCHEDULE.DECAY = "constant"
+    # Share of the weight that is left at the end of a decay.
+    node.SCHEDULE.END_FACTOR = 0.0
+    # Iteration from which the term is off; 0 for never.
+    node.SCHEDULE.STOP_ITER = 0

@@ -1,15 +1,13 @@
-"""The base class of a distillation term, the registry, and what a term knows at construction."""
-
-from dataclasses import dataclass
+"""The base class of a distillation term, and the registry that finds terms by name."""
 
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
-from hkd_d2.distillation.schedules import WeightSchedule
+from hkd_d2.distillation.schedules import WeightSchedule, add_schedule
+from hkd_d2.distillation.spec import DetectorSpec
 
 TERM_REGISTRY = Registry("HKD_TERM")
 TERM_REGISTRY.__doc__ = """
@@ -35,196 +33,6 @@ def reused_convs(needs: frozenset) -> int | None:
     return taps[0] if taps else None
 
 
-@dataclass
-class DenseSpec:
-    """The dense head of a detector: what its logits stand for.
-
-    Attributes:
-        head (str): RPN | RetinaNet | FCOS.
-        strides (list[int]): pixels a cell of each level, finest first.
-        cell_anchors (list[Tensor]): (A, 4) XYXY of each level, about a cell's reference point; on
-            the CPU.
-        offset (float): that point's distance from the cell's corner, in cells.
-        transform: Detectron2's box parametrisation, with ``get_deltas`` and ``apply_deltas``.
-        tower_channels (list[int] or None): of a one-stage head, channels that go into its towers
-            and come out of each of their convolutions; None for heads without known towers.
-    """
-
-    head: str
-    strides: list[int]
-    cell_anchors: list[torch.Tensor]
-    offset: float
-    transform: object
-    tower_channels: list[int] | None = None
-
-    @classmethod
-    def of(cls, head: str, anchor_generator, transform, tower_channels=None) -> "DenseSpec | None":
-        """Read a built head; None for anchors of another kind than Detectron2's default."""
-        if type(anchor_generator) is not DefaultAnchorGenerator:
-            return None
-        return cls(
-            head=head,
-            strides=[int(s) for s in anchor_generator.strides],
-            cell_anchors=[a.detach().cpu() for a in anchor_generator.cell_anchors],
-            offset=anchor_generator.offset,
-            transform=transform,
-            tower_channels=tower_channels,
-        )
-
-
-@dataclass
-class DetectorSpec:
-    """The shapes of a detector that terms build themselves from.
-
-    Attributes:
-        levels (dict[str, ShapeSpec]): channels and stride of each feature level.
-        roi_levels (list[str]): the levels that boxes are pooled from, finest first: those of the
-            box pooler, or of a one-stage detector those of its head.
-        pooler_resolution (int or None): P of the (R, C, P, P) pooled features.
-        hidden_channels (int or None): D of the (R, D) hidden box features.
-        num_classes (int): classes without background.
-        class_agnostic_deltas (bool): deltas are (R, 4) instead of (R, 4 K).
-        delta_weights (tuple[float]): Detectron2's ``Box2BoxTransform`` weights of the box branch,
-            or of a one-stage head.
-        dense (DenseSpec or None): the RPN or the one-stage head.
-        one_stage (bool): there is no box branch; the two entries that may be None are.
-    """
-
-    levels: dict[str, ShapeSpec]
-    roi_levels: list[str]
-    pooler_resolution: int | None
-    hidden_channels: int | None
-    num_classes: int
-    class_agnostic_deltas: bool
-    delta_weights: tuple[float, ...]
-    dense: DenseSpec | None = None
-    one_stage: bool = False
-
-    def level_at(self, stride: int) -> str | None:
-        """Name of the level with ``stride`` pixels a cell, None where there is none."""
-        return next((name for name, spec in self.levels.items() if spec.stride == stride), None)
-
-
-def matched_levels(
-    key: str, levels: list[str], student: DetectorSpec, teacher: DetectorSpec
-) -> list[tuple[str, str]]:
-    """Pair each student level with the teacher's level of the same stride.
-
-    Args:
-        key (str): config key of ``levels``, for the sentence.
-
-    Raises:
-        ValueError: no level given, a level that the student lacks, or a stride that the teacher
-            lacks.
-    """
-    if not levels:
-        raise ValueError(f"{key} is empty; name at least one level of the student.")
-    pairs = []
-    for name in levels:
-        if name not in student.levels:
-            raise ValueError(
-                f"{key} names '{name}', which the student's backbone does not give; "
-                f"choose from {', '.join(student.levels)}."
-            )
-        stride = student.levels[name].stride
-        match = teacher.level_at(stride)
-        if match is None:
-            have = ", ".join(f"{n} ({s.stride})" for n, s in teacher.levels.items())
-            raise ValueError(
-                f"The student's level '{name}' has stride {stride}, which no level of the teacher "
-                f"has ({have}); remove it from {key}."
-            )
-        pairs.append((name, match))
-    return pairs
-
-
-def check_same_anchors(name: str, student: DenseSpec | None, teacher: DenseSpec | None) -> None:
-    """Check that the dense heads of both networks speak of the same boxes in the same order.
-
-    Args:
-        name (str): of the term, for the sentence.
-
-    Raises:
-        ValueError: heads of different kinds, or other levels or anchors.
-    """
-    if student is None or teacher is None:
-        raise ValueError(
-            f"The term '{name}' needs MODEL.ANCHOR_GENERATOR.NAME DefaultAnchorGenerator in both "
-            f"networks; drop '{name}' from HKD.TERMS."
-        )
-    if student.head != teacher.head:
-        raise ValueError(
-            f"The term '{name}' compares dense heads of one kind, and the student has one of "
-            f"{student.head}, the teacher one of {teacher.head}; take a teacher like the student "
-            f"or drop '{name}' from HKD.TERMS."
-        )
-    ours, theirs = (
-        [(s, d.offset, len(a)) for s, a in zip(d.strides, d.cell_anchors, strict=True)]
-        for d in (student, teacher)
-    )
-    same = ours == theirs and all(
-        torch.allclose(a, b, atol=1e-3)
-        for a, b in zip(student.cell_anchors, teacher.cell_anchors, strict=True)
-    )
-    if not same:
-        raise ValueError(
-            f"The term '{name}' compares both networks anchor by anchor, and the student's anchors "
-            f"(strides {student.strides}) are not the teacher's ({teacher.strides}); make "
-            "MODEL.ANCHOR_GENERATOR and the head's IN_FEATURES alike or drop "
-            f"'{name}' from HKD.TERMS."
-        )
-
-
-def class_columns(
-    name: str, class_map: list[int], student: DetectorSpec, teacher: DetectorSpec
-) -> list[int]:
-    """The teacher's class of each class of the student.
-
-    Args:
-        name (str): of the term, for the sentence.
-        class_map (list[int]): ``HKD.TEACHER.CLASS_MAP``, [] for the same list.
-
-    Raises:
-        ValueError: class lists of different length without a map, or a map of the wrong length or
-            out of range.
-    """
-    if not class_map:
-        if student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f"The student has {student.num_classes} classes and the teacher "
-                f"{teacher.num_classes}, so their logits cannot be compared; set "
-                "HKD.TEACHER.CLASS_MAP to the teacher's class index of each student class, or "
-                f"drop '{name}' from HKD.TERMS."
-            )
-        class_map = list(range(student.num_classes))
-    if len(class_map) != student.num_classes:
-        raise ValueError(
-            f"HKD.TEACHER.CLASS_MAP has {len(class_map)} entries for {student.num_classes} student "
-            "classes; give one teacher class for each."
-        )
-    if not all(0 <= c < teacher.num_classes for c in class_map):
-        raise ValueError(
-            f"HKD.TEACHER.CLASS_MAP is {class_map}, but the teacher has classes 0 to "
-            f"{teacher.num_classes - 1}."
-        )
-    return list(class_map)
-
-
-def order_in_class(one_hot: torch.Tensor) -> torch.Tensor:
-    """How many rows before it are of a row's class, (R,), from (R, K) classes of 0 and 1.
-
-    A row without a class has -1.
-    """
-    return (one_hot.cumsum(0) * one_hot).sum(1) - 1
-
-
-def one_of(key: str, value: str, known: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``known``; a ValueError names the config key otherwise."""
-    if value not in known:
-        raise ValueError(f"{key} is '{value}'; choose from {', '.join(known)}.")
-    return value
-
-
 class Term(nn.Module):
     """One distillation loss.
 
@@ -233,16 +41,25 @@ class Term(nn.Module):
     one unweighted scalar.
 
     Attributes:
-        needs (frozenset[str]): of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,
+        needs: of :data:`FEATURES`, :data:`PROPOSALS`, :data:`DENSE`,
             :data:`POOLED`, :data:`HIDDEN`, :data:`PREDICTIONS`, :func:`tower_tap`. Empty, on the
             class, for a term that reads no teacher. Whatever is read, the teacher's features are
             there.
-        schedule (WeightSchedule): the term's weight over time.
+        schedule: the term's weight over time.
     """
 
     needs: frozenset = frozenset({FEATURES})
 
-    def __init__(self, cfg):
+    @classmethod
+    def add_config(cls, node: CfgNode) -> None:
+        """Add the term's keys, with their defaults, to its node ``HKD.<NAME>`` in place.
+
+        A comment above an assignment describes its key. ``SCHEDULE`` is added to every term's node.
+        """
+        # Weight of the term.
+        node.WEIGHT = 1.0
+
+    def __init__(self, cfg: CfgNode):
         super().__init__()
         key = type(self).__name__.upper()
         self.schedule = WeightSchedule.from_config(cfg.HKD[key], cfg.SOLVER.MAX_ITER, key=key)
@@ -266,7 +83,25 @@ class Term(nn.Module):
         return sum((0.0 * p.float().sum() for p in self.parameters()), like[:0].float().sum())
 
 
-def find_terms(cfg) -> dict[str, type[Term]]:
+def add_term_configs(node: CfgNode) -> None:
+    """Add the node of every registered term, with its defaults, to ``HKD`` in place.
+
+    Raises:
+        ValueError: a term's name is that of another node.
+    """
+    for name, cls in TERM_REGISTRY:
+        key = name.upper()
+        if key in node:
+            raise ValueError(
+                f"The term '{name}' of {cls.__module__} would have HKD.{key} for its config, which "
+                "is something else's; rename the class."
+            )
+        node[key] = CfgNode()
+        cls.add_config(node[key])
+        add_schedule(node[key])
+
+
+def find_terms(cfg: CfgNode) -> dict[str, type[Term]]:
     """The classes that ``cfg.HKD.TERMS`` names, in that order.
 
     Raises:
@@ -286,7 +121,7 @@ def find_terms(cfg) -> dict[str, type[Term]]:
     return found
 
 
-def build_terms(cfg, student: DetectorSpec, teacher: DetectorSpec | None) -> nn.ModuleDict:
+def build_terms(cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec | None) -> nn.ModuleDict:
     """Build the terms that ``cfg.HKD.TERMS`` names, in that order.
 
     Raises:

@@ -21,7 +21,7 @@ from hkd_d2.export.postprocess import KeepByNms, keep_by_nms
 from hkd_d2.export.two_stage import TwoStageGraph
 from hkd_d2.files import written_beside
 from hkd_d2.inference.program_backend import METADATA_FILE
-from hkd_d2.modeling.stages import check_detector
+from hkd_d2.modeling.families import check_detector
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".ts"}
 INPUT = "images"

@@ -12,6 +12,7 @@ from hkd_d2.config import student_config
 from hkd_d2.data.image_files import find_images
 from hkd_d2.data.pseudo_labels import file_sha256
 from hkd_d2.data.streets import draw_street
+from hkd_d2.distillation import TERM_REGISTRY
 from hkd_d2.export.formats import SUFFIXES, Shape, export
 from hkd_d2.export.model_card import write_model_card
 from hkd_d2.export.verification import verify
@@ -155,7 +156,11 @@ def shipped_config(cfg: CfgNode, metadata: dict) -> CfgNode:
     cfg = student_config(cfg)
     for key in ("CONFIG_FILE", "WEIGHTS"):
         cfg.HKD.TEACHER[key] = ""
-    cfg.HKD.TERMS, cfg.HKD.DATA.PSEUDO = [], []
+    cfg.HKD.IMPORTS, cfg.HKD.TERMS, cfg.HKD.DATA.PSEUDO = [], [], []
+    # Only a process that imported such a term would know its keys.
+    for name, term in TERM_REGISTRY:
+        if not term.__module__.startswith("hkd_d2."):
+            cfg.HKD.pop(name.upper(), None)
     # What the classes are called is read off the data sets' formats.
     cfg.HKD.DATA.REGISTER = [
         [name, form, *(Path(v).name for v in where)] for name, form, *where in cfg.HKD.DATA.REGISTER

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
-from yaml import YAMLError
 
 from hkd_d2 import __version__
-from hkd_d2.config import add_hkd_config, student_config
+from hkd_d2.config import load_config as load_named_config
+from hkd_d2.config import load_mentioned_config, student_config
 from hkd_d2.devices import check_device
 from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
-from hkd_d2.modeling.stages import check_detector
+from hkd_d2.modeling.families import check_detector
 
 
 class TorchDetector(Detector):
@@ -92,8 +92,8 @@ def build_detector(
 def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
     """Read the config of a detector.
 
-    Nothing in the file can run code, so YAML that computes, as Detectron2's own Base-RetinaNet.yaml
-    does, is refused; what a run writes as ``config.yaml`` is plain.
+    Modules under ``HKD.IMPORTS`` are imported for a ``config_file`` that is named, and refused in
+    the file that lies beside the weights.
 
     Raises:
         FileNotFoundError: no such file, or none beside the weights.
@@ -105,17 +105,7 @@ def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
             f"The config '{path}' does not exist; give config_file, the config with which "
             f"'{weights}' was trained."
         )
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    try:
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (YAMLError, KeyError, AssertionError, ValueError) as error:
-        reason = str(error).strip("'\"").splitlines()[0]
-        raise ValueError(
-            f"'{path}' is no config of a detector ({reason}); give the config.yaml that its "
-            "training run wrote."
-        ) from error
-    return cfg
+    return load_named_config(path) if config_file else load_mentioned_config(path)
 
 
 def describe(cfg: CfgNode, model: nn.Module, class_names: Sequence[str] | None = None) -> dict:

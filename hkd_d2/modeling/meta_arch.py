@@ -12,12 +12,12 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.profiler import record_function
 
+from hkd_d2.config_checks import one_of
 from hkd_d2.distillation import build_terms, find_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
-from hkd_d2.distillation.term import one_of
 from hkd_d2.modeling.fake_quantization import fake_quantize
+from hkd_d2.modeling.families import check_detector, check_fused_pooler, detector_spec, family_of
 from hkd_d2.modeling.ignore import split_ignore
-from hkd_d2.modeling.stages import check_detector, check_fused_pooler, detector_spec, stages_of
 from hkd_d2.modeling.teacher import Teacher
 
 # Unweighted losses and weights are logged once in this many iterations, as Detectron2's writers
@@ -38,17 +38,17 @@ class HKDDetector(nn.Module):
     it follows ``.to()`` and a deep copy shares it.
 
     Args:
-        student (nn.Module): a GeneralizedRCNN with an RPN and StandardROIHeads or CascadeROIHeads,
+        student: a GeneralizedRCNN with an RPN and StandardROIHeads or CascadeROIHeads,
             a RetinaNet, an FCOS, or subclasses of them.
-        teacher (Teacher or None): None where no term reads one.
-        terms (nn.ModuleDict): name to :class:`~hkd_d2.distillation.Term`.
-        loss_weights (dict[str, float]): see ``HKD.STUDENT.LOSS_WEIGHTS``.
-        gradient_share_period (int): see ``HKD.GRADIENT_SHARE_PERIOD``.
-        pooler (str): fused | torchvision, see ``HKD.POOLER``.
-        channels_last (bool): see ``HKD.CHANNELS_LAST``.
+        teacher: None where no term reads one.
+        terms: name to :class:`~hkd_d2.distillation.Term`.
+        loss_weights: see ``HKD.STUDENT.LOSS_WEIGHTS``.
+        gradient_share_period: see ``HKD.GRADIENT_SHARE_PERIOD``.
+        pooler: fused | torchvision, see ``HKD.POOLER``.
+        channels_last: see ``HKD.CHANNELS_LAST``.
 
     Attributes:
-        stage (callable): the context manager that a training forward enters, with a name such as
+        stage: the context manager that a training forward enters, with a name such as
             ``student.rpn``, ``teacher.backbone`` or ``term.region``, around each of its stages; by
             default a range that profilers see and that costs nothing without one.
 
@@ -98,6 +98,9 @@ class HKDDetector(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        for loss, weight in cfg.HKD.STUDENT.LOSS_WEIGHTS.items():
+            if type(weight) not in (int, float):
+                raise ValueError(f"HKD.STUDENT.LOSS_WEIGHTS.{loss} is {weight!r}; give a number.")
         name = cfg.HKD.STUDENT.META_ARCHITECTURE
         if name not in META_ARCH_REGISTRY or not issubclass(
             META_ARCH_REGISTRY.get(name), (GeneralizedRCNN, DenseDetector)
@@ -110,7 +113,7 @@ class HKDDetector(nn.Module):
         check_detector(student, "student")
         if cfg.HKD.STUDENT.FAKE_QUANTIZATION:
             fake_quantize(student)
-        # The student's run must not depend on who else is in the room.
+        # Keep the student's RNG streams independent of the teacher and the terms.
         with forked_random_state():
             reads_teacher = any(term.needs for term in find_terms(cfg).values())
             teacher = Teacher.from_config(cfg) if reads_teacher else None
@@ -132,7 +135,7 @@ class HKDDetector(nn.Module):
     def forward(self, batched_inputs: list[dict]):
         """
         Args:
-            batched_inputs (list[dict]): as for Detectron2's ``GeneralizedRCNN``; ``instances`` may
+            batched_inputs: as for Detectron2's ``GeneralizedRCNN``; ``instances`` may
                 have the bool field ``gt_ignore``.
 
         Returns:
@@ -141,7 +144,7 @@ class HKDDetector(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
 
-        student, stage, stages = self.student, self.stage, stages_of(self.student)
+        student, stage, family = self.student, self.stage, family_of(self.student)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         targets = as_targets(instances)
         iteration = get_event_storage().iter
@@ -166,7 +169,7 @@ class HKDDetector(nn.Module):
                 theirs = self.teacher.features(batched_inputs, padded, self.memory_format)
 
         # (b, c) the student's dense head, labels, and the boxes that both networks will look at
-        losses_so_far = stages.advance_student(
+        losses_so_far = family.advance_student(
             student, ours, instances, needs, self.fused_pooler, stage
         )
         if theirs is not None:
@@ -180,7 +183,7 @@ class HKDDetector(nn.Module):
             with stage(f"term.{name}"):
                 raw[name] = term(ours, theirs, targets)
         with stage("student.losses"):
-            losses = stages.student_losses(student, ours)
+            losses = family.student_losses(student, ours)
             losses.update(losses_so_far)
         weigh(losses, self.loss_weights)
         # Detectron2's one-stage detectors show nothing in training.
@@ -197,7 +200,7 @@ class HKDDetector(nn.Module):
         return losses
 
     def run_backbone(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The student's features of other normalised pixels, as if it had never seen them."""
+        """The student's features of other normalised pixels; buffers and RNG states stay."""
         backbone = self.student.backbone
         before = [buffer.clone() for buffer in backbone.buffers()]
         with forked_random_state():

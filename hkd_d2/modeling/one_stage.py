@@ -12,14 +12,15 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
-from hkd_d2.distillation.term import DENSE, PROPOSALS, DenseSpec, DetectorSpec, reused_convs
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.term import DENSE, PROPOSALS, reused_convs
 
 
 def check_one_stage(model, role: str) -> None:
     """Raise ValueError unless ``model`` is a detector that this module can advance.
 
     Args:
-        role (str): "student" or "teacher", for the sentence.
+        role: "student" or "teacher", for the sentence.
     """
     # A subclass with a forward of its own may have losses that these stages do not.
     known = isinstance(model, (RetinaNet, FCOS)) and type(model).forward is DenseDetector.forward
@@ -55,7 +56,7 @@ def detector_spec(model: DenseDetector) -> DetectorSpec:
 
 
 def tower_channels(head: nn.Module) -> list[int] | None:
-    """See :class:`~hkd_d2.distillation.term.DenseSpec`."""
+    """See :class:`~hkd_d2.distillation.spec.DenseSpec`."""
     if type(head).forward not in (RetinaNetHead.forward, FCOSHead.forward):
         return None
     convs = [m for m in head.cls_subnet if isinstance(m, nn.Conv2d)]
@@ -68,7 +69,7 @@ def dense_stage(
     """Run the head and put its maps into anchor order, as Detectron2 does.
 
     Args:
-        reused (int): keep what the towers have before this many of their last convolutions.
+        reused: keep what the towers have before this many of their last convolutions.
     """
     maps = [features[name] for name in model.head_in_features]
     anchors = model.anchor_generator(maps)
@@ -106,7 +107,7 @@ def finish_head(head: RetinaNetHead, taps: list[tuple], reused: int) -> list[lis
 
 
 def resume_head(model: DenseDetector, found: DenseOutputs, taps: list[tuple], reused: int):
-    """What the detector's head makes of other ``taps`` than those of ``found``; DenseOutputs."""
+    """Run the rest of the head on other ``taps`` than those of ``found``."""
     return in_anchor_order(model, finish_head(model.head, taps, reused), found.anchors)
 
 

@@ -1,18 +1,19 @@
-"""The teacher: loaded whole, frozen, hidden from the student's module tree, run in its own way."""
+"""The teacher: frozen, outside the student's module tree, in its own format and precision."""
 
 from functools import partial
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
 from hkd_d2.config_files import find_config
+from hkd_d2.config_keys import load_mentioned_config
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
 from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
-from hkd_d2.modeling.stages import check_detector, detector_spec, stages_of
+from hkd_d2.modeling.families import check_detector, detector_spec, family_of
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,15 +21,15 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 class Teacher:
     """A frozen detector beside the student.
 
-    It is no ``nn.Module``, so whoever holds it has neither its parameters nor its state; a deep
+    It is no ``nn.Module``, so its parameters and state stay out of the module that holds it; a deep
     copy shares it.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN, RetinaNet or FCOS, as the student may be; put into
+        model: a GeneralizedRCNN, RetinaNet or FCOS, as the student may be; put into
             eval mode, its parameters frozen.
-        input_format (str): channel order that the teacher was trained with, ``INPUT.FORMAT``.
-        student_format (str): channel order of the images that it will be given.
-        precision (str): fp32 | fp16 | bf16, by autocast.
+        input_format: channel order that the teacher was trained with, ``INPUT.FORMAT``.
+        student_format: channel order of the images that it will be given.
+        precision: fp32 | fp16 | bf16, by autocast.
 
     Raises:
         ValueError: an unsupported model, precision or pair of channel orders.
@@ -141,11 +142,11 @@ class Teacher:
         """Fill the later stages as far as ``needs`` asks, on the student's ``boxes``.
 
         Args:
-            boxes (list[Boxes] or None): None for a one-stage student, beside which no term reads
+            boxes: None for a one-stage student, beside which no term reads
                 the box branch.
         """
         with self._autocast():
-            stages_of(self.model).advance_teacher(
+            family_of(self.model).advance_teacher(
                 self.model, teacher_pass, boxes, needs, fused_pooler
             )
         dense = teacher_pass.dense
@@ -153,7 +154,7 @@ class Teacher:
             dense.resume = partial(self.resume_head, dense, reused_convs(needs))
 
     def resume_head(self, dense: DenseOutputs, reused: int, taps: list[tuple]) -> DenseOutputs:
-        """Run a one-stage teacher's head on from ``taps``, with gradients for who gave them."""
+        """Run the rest of a one-stage teacher's head; differentiable w.r.t. ``taps``."""
         with self._autocast():
             return one_stage.resume_head(self.model, dense, taps, reused)
 
@@ -173,8 +174,6 @@ def load_teacher_config(path: str) -> CfgNode:
     Raises:
         FileNotFoundError: an empty path or no such file.
     """
-    from hkd_d2.config import add_hkd_config
-
     if not path:
         raise FileNotFoundError(
             "HKD.TEACHER.CONFIG_FILE is empty; name the config file the teacher was trained with."
@@ -182,11 +181,8 @@ def load_teacher_config(path: str) -> CfgNode:
     try:
         found = find_config(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"HKD.TEACHER.CONFIG_FILE: {error}") from None
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    cfg.merge_from_file(str(found))
-    return cfg
+        raise FileNotFoundError(f"HKD.TEACHER.CONFIG_FILE: {error}") from error
+    return load_mentioned_config(found)
 
 
 def load_teacher_weights(model, path: str, config_file: str) -> None:

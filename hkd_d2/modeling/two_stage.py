@@ -16,15 +16,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, RegionOutputs
-from hkd_d2.distillation.term import (
-    DENSE,
-    HIDDEN,
-    POOLED,
-    PREDICTIONS,
-    PROPOSALS,
-    DenseSpec,
-    DetectorSpec,
-)
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.term import DENSE, HIDDEN, POOLED, PREDICTIONS, PROPOSALS
 from hkd_d2.modeling.ignore import label_anchors
 from hkd_d2.ops import multilevel_roi_align
 
@@ -36,7 +29,7 @@ def check_two_stage(model, role: str) -> None:
     """Raise ValueError unless ``model`` is a detector that this module can advance.
 
     Args:
-        role (str): "student" or "teacher", for the sentence.
+        role: "student" or "teacher", for the sentence.
     """
     if not (
         isinstance(model, GeneralizedRCNN) and type(model).forward is GeneralizedRCNN.forward
@@ -57,7 +50,7 @@ def check_fused_pooler(model: GeneralizedRCNN, role: str) -> None:
     """Raise ValueError unless ``multilevel_roi_align`` is what the detector's box pooler computes.
 
     Args:
-        role (str): "student" or "teacher", for the sentence.
+        role: "student" or "teacher", for the sentence.
     """
     pooler = model.roi_heads.box_pooler
     levels = list(pooler.level_poolers) if type(pooler) is ROIPooler else []
@@ -103,10 +96,10 @@ def advance_student(
     """Fill a student's pass from its features on, in Detectron2's order.
 
     Args:
-        instances (list[Instances]): ground truth, on the student's device.
-        needs (frozenset): what terms read; the step itself needs everything but the labels.
-        fused_pooler (bool): see :func:`pool_boxes`.
-        stage (callable): context manager to enter, with its name, around each stage.
+        instances: ground truth, on the student's device.
+        needs: what terms read; the step itself needs everything but the labels.
+        fused_pooler: see :func:`pool_boxes`.
+        stage: context manager to enter, with its name, around each stage.
 
     Returns:
         dict[str, Tensor]: the losses of the RPN, which Detectron2 computes before the box branch.
@@ -215,7 +208,7 @@ def pool_boxes(
     """Pool ``boxes`` from the levels of the box branch, (R, C, P, P).
 
     Args:
-        fused_pooler (bool): pool by :func:`hkd_d2.ops.multilevel_roi_align`, which
+        fused_pooler: pool by :func:`hkd_d2.ops.multilevel_roi_align`, which
             :func:`check_fused_pooler` has to allow, instead of the detector's own pooler.
     """
     maps = [features[name] for name in heads.box_in_features]
@@ -262,8 +255,8 @@ def cascade_stages(
     training Detectron2 drops boxes between stages; a row averages over the stages that saw it.
 
     Args:
-        boxes (list[Instances]): with ``proposal_boxes``, those of ``regions``.
-        gt_instances (list[Instances]): ground truth, in training.
+        boxes: with ``proposal_boxes``, those of ``regions``.
+        gt_instances: ground truth, in training.
     """
     predictions = regions.class_logits, regions.deltas
     regions.stages = [(predictions, boxes)]
@@ -296,14 +289,14 @@ def cascade_stages(
 
 
 def _stage_input(heads: StandardROIHeads, pooled: torch.Tensor) -> torch.Tensor:
-    """What a box head gets; in training a cascade shares one step on the features among stages."""
+    """Input of a box head; in training the stages of a cascade share one gradient step on it."""
     if isinstance(heads, CascadeROIHeads) and heads.training:
         return _ScaleGradient.apply(pooled, 1.0 / heads.num_cascade_stages)
     return pooled
 
 
 def _stays(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Which predicted boxes a cascade in training passes on: those with an area in the image."""
+    """Mask of the boxes that a cascade in training passes on: those with an area in the image."""
     boxes = Boxes(boxes.detach())
     boxes.clip(image_size)
     return boxes.nonempty()

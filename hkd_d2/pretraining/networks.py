@@ -5,12 +5,11 @@ import re
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet
 from torch import nn
 
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config_keys import default_config
 from hkd_d2.modeling.backbones.slim_resnet import build_slim_resnet_backbone
 
 TURNS = 4  # of 90 degrees, the upright image among them
@@ -95,8 +94,7 @@ class SlimResNet(nn.Module):
 
     def __init__(self, depth: int, width: float):
         super().__init__()
-        cfg = get_cfg()
-        add_hkd_config(cfg)
+        cfg = default_config()
         cfg.MODEL.RESNETS.DEPTH, cfg.HKD.BACKBONE.WIDTH_MULTIPLIER = depth, width
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256 if depth == 50 else 64
         cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = "BN", False

@@ -13,7 +13,7 @@ from helpers.small_detectors import make_batch, one_stage_config, save_teacher, 
 from helpers.training_steps import steps
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.term import DenseSpec, DetectorSpec
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 

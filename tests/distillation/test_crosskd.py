@@ -15,7 +15,8 @@ from helpers.small_detectors import make_batch, one_stage_config, save_teacher, 
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.crosskd import align_statistics
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.term import DenseSpec, DetectorSpec, reused_convs
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])

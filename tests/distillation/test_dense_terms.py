@@ -13,7 +13,7 @@ from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.term import DenseSpec, DetectorSpec
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
 
 pytestmark = rule(
     "Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums"

@@ -13,7 +13,8 @@ from helpers.rules import rule
 from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.term import DENSE, PREDICTIONS, DenseSpec, DetectorSpec
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.term import DENSE, PREDICTIONS
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 

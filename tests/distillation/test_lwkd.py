@@ -15,7 +15,7 @@ from helpers.small_detectors import make_batch, small_config
 from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation import build_terms, glyphs, lwkd
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.term import DetectorSpec
+from hkd_d2.distillation.spec import DetectorSpec
 from hkd_d2.engine.preflight import check_optimizer
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer

@@ -12,7 +12,7 @@ from helpers.small_detectors import small_config
 from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
 from hkd_d2.distillation.logit_box_head import teacher_columns
-from hkd_d2.distillation.term import DetectorSpec
+from hkd_d2.distillation.spec import DetectorSpec
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -89,6 +89,6 @@ def test_unknown_methods_are_refused(tmp_path):
 )
 def test_words_that_are_no_options(tmp_path, arguments, named):
     main = runpy.run_path(str(TOOL))["main"]
-    with pytest.raises(ValueError, match=f"'{named}' is no config key with a value;.*commas"):
+    with pytest.raises(ValueError, match=f"{named}.* (is no config key|has no value)"):
         main(["--output", str(tmp_path), *arguments])
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
-from hkd_d2.distillation.term import DenseSpec, DetectorSpec
+from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
 
 NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 SIZES = {"p2": (2, 4), "p3": (1, 2)}

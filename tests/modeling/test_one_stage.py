@@ -16,7 +16,7 @@ from helpers.training_steps import plain_in_channels_last, steps
 from hkd_d2.distillation.term import DENSE, PROPOSALS
 from hkd_d2.modeling import one_stage
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
-from hkd_d2.modeling.stages import check_detector
+from hkd_d2.modeling.families import check_detector
 
 ARCHITECTURES = ["RetinaNet", "FCOS"]
 TERMS = ["pyramid", "region", "logit", "adl", "crosskd"]
