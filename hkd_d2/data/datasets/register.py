@@ -3,6 +3,7 @@
 import gc
 import os
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from hkd_d2.data.datasets import (
@@ -34,7 +35,7 @@ FOLDERS = {
 }
 
 
-def register_datasets(cfg) -> None:
+def register_datasets(cfg: CfgNode) -> None:
     """Register the data sets of ``cfg.HKD.DATA.REGISTER``; an entry may be registered again.
 
     Raises:
