@@ -44,7 +44,7 @@ def cached_records(
     key = _stamp([*_code(), *sources])
     if key is None:
         return parse()
-    place = hashlib.sha256(root.encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     path = os.path.join(cache_folder(), f"{name}-{place}.json")
     if os.path.isfile(path):
         try:
@@ -92,9 +92,10 @@ def _stamp(paths: Iterable[str]) -> str | None:
     for path in paths:
         try:
             status = os.stat(path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no file can have this name
             return None
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.norpix import NorpixSequence
 from hkd_d2.data.datasets.records import check_images_exist, check_split, visible_ratio
 
@@ -64,6 +65,7 @@ FALSE_ALARM = "person-fa"
 _STEM = re.compile(r"(set\d\d)_(V\d\d\d)_I(\d{5})")
 
 
+@folder_format("caltech", SPLITS)
 def load_caltech(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load one split, a record a frame, in the order of set, video and frame.
 

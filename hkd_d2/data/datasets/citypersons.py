@@ -24,6 +24,7 @@ import scipy.io
 
 from hkd_d2.data.datasets import coco
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, make_annotation, visible_ratio
 from hkd_d2.data.text_files import read_json
 
@@ -65,6 +66,7 @@ def annotation_path(root: str, split: str, form: str) -> str:
     }[form]
 
 
+@folder_format("citypersons", SPLITS)
 def load_citypersons(
     root: str, split: str, *, form: str | None = None, check_images: bool = True
 ) -> list[dict]:

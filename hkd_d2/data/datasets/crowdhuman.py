@@ -16,6 +16,7 @@ arXiv:1805.00123, 2018.
 import os
 
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
 from hkd_d2.data.text_files import numbered_lines, parse_json
 
@@ -29,6 +30,7 @@ PUBLISHED = {
 }
 
 
+@folder_format("crowdhuman", SPLITS)
 def load_crowdhuman(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load CrowdHuman: ``bbox`` is the full box (``fbox``), ``vis_bbox`` the visible (``vbox``).
 

@@ -18,6 +18,7 @@ import os
 import re
 
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
 from hkd_d2.data.text_files import read_json
 
@@ -32,6 +33,7 @@ GROUPS = {"person-group-far-away", "rider+vehicle-group-far-away"}
 IGNORED_TAGS = {"sitting-lying", "behind-glass"}
 
 
+@folder_format("eurocity", SPLITS)
 def load_eurocity(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load EuroCity Persons.
 

@@ -24,6 +24,7 @@ from collections import defaultdict
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.coco import load_coco, read_coco
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split
 from hkd_d2.data.text_files import read_lines
 
@@ -50,6 +51,7 @@ TEST_JSON = "kaist_annotations_test20.json"
 _FRAME = re.compile(r"(set\d\d)/(V\d\d\d)/(I\d{5})")
 
 
+@folder_format("kaist", SPLITS)
 def load_kaist(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load one split.
 

@@ -5,6 +5,7 @@ arXiv:1603.00831, 2016.
 """
 
 from hkd_d2.data.datasets import mot
+from hkd_d2.data.datasets.formats import folder_format
 
 SPLITS = mot.SPLITS
 # Person on a vehicle, static person, distractor, reflection.
@@ -18,6 +19,7 @@ PUBLISHED = {
 }
 
 
+@folder_format("mot17", SPLITS)
 def load_mot17(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load MOT17; see :func:`.mot.load_mot`."""
     return mot.load_mot("MOT17", root, split, DISTRACTORS, check_images=check_images)

@@ -5,6 +5,7 @@ for multi object tracking in crowded scenes, arXiv:2003.09003, 2020.
 """
 
 from hkd_d2.data.datasets import mot
+from hkd_d2.data.datasets.formats import folder_format
 
 SPLITS = mot.SPLITS
 # As of MOT17, and vehicles without a motor.
@@ -18,6 +19,7 @@ PUBLISHED = {
 }
 
 
+@folder_format("mot20", SPLITS)
 def load_mot20(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load MOT20; see :func:`.mot.load_mot`."""
     return mot.load_mot("MOT20", root, split, DISTRACTORS, check_images=check_images)

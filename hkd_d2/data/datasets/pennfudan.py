@@ -16,6 +16,7 @@ import os
 import re
 
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
 from hkd_d2.data.text_files import read_lines
 
@@ -30,6 +31,7 @@ _BOX = re.compile(
 )
 
 
+@folder_format("pennfudan", SPLITS)
 def load_pennfudan(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load Penn-Fudan. Every row counts; nothing is known of the visible share.
 

@@ -1,38 +1,30 @@
 """Registration of data sets in Detectron2's catalogs."""
 
 import gc
+import importlib
 import os
+import pkgutil
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from hkd_d2.data.datasets import (
-    caltech,
-    citypersons,
-    crowdhuman,
-    eurocity,
-    kaist,
-    mot17,
-    mot20,
-    pennfudan,
-    widerperson,
-)
 from hkd_d2.data.datasets.coco import load_coco
+from hkd_d2.data.datasets.formats import FOLDERS
 
-# The formats that are a root folder with splits: the splits and load(root, split, *, check_images).
-# One class, pedestrian, in each. hkd data check looks in the loader's module for what a
-# format may have besides: PUBLISHED, FORMS, prepare(root, split), to_coco(records).
-FOLDERS = {
-    "caltech": (caltech.SPLITS, caltech.load_caltech),
-    "citypersons": (citypersons.SPLITS, citypersons.load_citypersons),
-    "crowdhuman": (crowdhuman.SPLITS, crowdhuman.load_crowdhuman),
-    "eurocity": (eurocity.SPLITS, eurocity.load_eurocity),
-    "kaist": (kaist.SPLITS, kaist.load_kaist),
-    "mot17": (mot17.SPLITS, mot17.load_mot17),
-    "mot20": (mot20.SPLITS, mot20.load_mot20),
-    "pennfudan": (pennfudan.SPLITS, pennfudan.load_pennfudan),
-    "widerperson": (widerperson.SPLITS, widerperson.load_widerperson),
-}
+__all__ = [
+    "FOLDERS",
+    "check_records",
+    "register_builtin_datasets",
+    "register_dataset",
+    "register_datasets",
+]
+
+MAX_NAME = 200  # bytes; file systems take names of 255, and results add to them
+_PACKAGE = __name__.rpartition(".")[0]
+
+# Every loader of the package enters its format on import.
+for _module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
+    importlib.import_module(f"{_PACKAGE}.{_module.name}")
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -42,6 +34,7 @@ def register_datasets(cfg: CfgNode) -> None:
         ValueError: an entry of another form, an unknown format, or a name that is already taken by
             another data set.
     """
+    register_builtin_datasets()  # of formats that HKD.IMPORTS brought
     for entry in cfg.HKD.DATA.REGISTER:
         if not isinstance(entry, (list, tuple)) or [type(v) for v in entry] != [str] * 4:
             raise ValueError(
@@ -57,7 +50,8 @@ def register_builtin_datasets() -> None:
     datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
     for form, (splits, _) in FOLDERS.items():
         for split in splits:
-            register_dataset(f"{form}_{split}", form, os.path.join(datasets, form), split)
+            if f"{form}_{split}" not in DatasetCatalog:
+                register_dataset(f"{form}_{split}", form, os.path.join(datasets, form), split)
 
 
 def register_dataset(name: str, form: str, source: str, part: str) -> None:
@@ -70,8 +64,10 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
         part: image folder (coco) or split (the others).
 
     Raises:
-        ValueError: an unknown form, or a name that is already taken by another data set.
+        ValueError: an unknown form, or a name that no file can have or that is already taken by
+            another data set.
     """
+    _check_name(name)
     if form not in ("coco", *FOLDERS):
         raise ValueError(
             f"HKD.DATA.REGISTER: data set '{name}' has the unknown format '{form}'; known are "
@@ -132,6 +128,25 @@ def _load(load, *args) -> list[dict]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _check_name(name: str) -> None:
+    """Results are written to detections_<name>.json, so a name has to be good for a file."""
+    if not name or any(c in "/\\" or not c.isprintable() for c in name if not _escaped(c)):
+        raise ValueError(
+            f"HKD.DATA.REGISTER: {name!r} cannot name a data set, whose results are written to "
+            "detections_<name>.json; choose a name without slashes and control characters."
+        )
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise ValueError(
+            f"HKD.DATA.REGISTER: the name '{name[:40]}...' is longer than {MAX_NAME} bytes; choose "
+            "a shorter one."
+        )
+
+
+def _escaped(sign: str) -> bool:
+    """A byte that is not UTF-8, as Python keeps it in file names."""
+    return "\udc80" <= sign <= "\udcff"
 
 
 def _absolute(path: str) -> str:

@@ -13,6 +13,7 @@ Wild, IEEE Transactions on Multimedia, 2019 (arXiv:1909.12118).
 import os
 
 from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
 from hkd_d2.data.text_files import read_lines
 
@@ -26,6 +27,7 @@ PEDESTRIAN, RIDER, PARTIALLY_VISIBLE, IGNORE, CROWD = range(1, 6)
 PUBLISHED = {split: {"images": 8000 if "train" in split else 1000} for split in SPLITS}
 
 
+@folder_format("widerperson", SPLITS)
 def load_widerperson(root: str, split: str, *, check_images: bool = True) -> list[dict]:
     """Load WiderPerson. Which classes count is told by the split; the file's class is ``label``.
 
