@@ -145,13 +145,9 @@ def data_name(words: Sequence[str]) -> str:
     Raises:
         ValueError: an unknown format.
     """
-    from hkd_d2.data.datasets import register_dataset
+    from hkd_d2.data.datasets import register_unnamed
 
-    if len(words) == 1:
-        return words[0]
-    name = " ".join(words)  # cannot be the name of another
-    register_dataset(name, *words)
-    return name
+    return words[0] if len(words) == 1 else register_unnamed(*words)
 
 
 def named_files(texts: Sequence[str], kind: str = "model") -> dict[str, str]:

@@ -24,11 +24,11 @@ SHARE_SEED = 0
 def labelled_sets(cfg: CfgNode) -> dict[str, list[dict]]:
     """The records of each data set of ``DATASETS.TRAIN`` whose labels the run may use.
 
-    Of every set ``HKD.DATA.LABELED_SHARE`` is drawn, at least one image; a larger share contains a
-    smaller one.
+    Of every set ``HKD.DATA.LABELED_SHARE`` is drawn; a larger share contains a smaller one.
 
     Raises:
-        ValueError: a set that is not registered or empty, or a share that is none.
+        ValueError: a set that is not registered or empty, or a share that is none or rounds to no
+            image of a set.
     """
     share = cfg.HKD.DATA.LABELED_SHARE
     if not 0 < share <= 1:
@@ -41,7 +41,12 @@ def labelled_sets(cfg: CfgNode) -> dict[str, list[dict]]:
     part = {}
     for name, records in sets.items():
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(SHARE_SEED))
-        chosen = order[: max(1, round(share * len(records)))].sort().values
+        if round(share * len(records)) < 1:
+            raise ValueError(
+                f"HKD.DATA.LABELED_SHARE {share} of the {len(records)} images of '{name}' is less "
+                f"than one image; raise it to {1 / len(records):.2g} at least."
+            )
+        chosen = order[: round(share * len(records))].sort().values
         part[name] = [records[i] for i in chosen.tolist()]
     return part
 

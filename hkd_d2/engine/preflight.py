@@ -14,6 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from hkd_d2.data.anchors import report_anchors
+from hkd_d2.data.checks import check_anything_counts, check_class_lists, check_class_map
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files, resize_sizes
 from hkd_d2.data.loader import labelled_sets, pool_sets
@@ -21,6 +23,7 @@ from hkd_d2.data.mapper import is_ignored
 from hkd_d2.evaluation import check_test_set
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
+from hkd_d2.modeling.teacher import load_teacher_config
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ TRIAL_SIZE = (256, 256)
 
 
 def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
-    """Check every data set of the config: registered, not empty, its images whole.
+    """Check every data set of the config: registered, with boxes, of one class list, images whole.
 
     Pools of pseudo-labels are checked likewise, and by :func:`hkd_d2.data.loader.pool_sets`.
 
@@ -41,6 +44,8 @@ def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     labelled = labelled_sets(cfg)
     training = {**labelled, **pool_sets(cfg, labelled)}
     test = {name: check_records(name) for name in cfg.DATASETS.TEST}
+    check_class_lists(labelled, test)
+    check_anything_counts(cfg, training)
     for name, records in test.items():
         evaluation = cfg.HKD.EVALUATION
         check_test_set(name, records, evaluation.PROTOCOL, evaluation.HEIGHT_SCALE)
@@ -86,6 +91,11 @@ def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]
                 f"'{name}' has {top + 1} classes and {key} is {known}; set it to {top + 1} or mark "
                 "the other classes ignore."
             )
+    if isinstance(model, HKDDetector) and model.teacher is not None:
+        teacher_sets = load_teacher_config(cfg.HKD.TEACHER.CONFIG_FILE).DATASETS.TRAIN
+        check_class_map(cfg.DATASETS.TRAIN, teacher_sets, cfg.HKD.TEACHER.CLASS_MAP)
+    if comm.is_main_process():
+        report_anchors(cfg, detector, datasets)
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

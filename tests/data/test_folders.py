@@ -39,6 +39,51 @@ def test_sample(sample):
     assert {row["category_id"] for row in rows} == {0}
 
 
+TEXT_SUFFIXES = {".txt", ".json", ".odgt", ".ini"}
+SAVED_AS = {
+    "UTF-8 with a mark": lambda text: text.encode("utf-8-sig"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "Windows": lambda text: text.replace("\n", "\r\n").encode(),
+    "old Mac": lambda text: text.replace("\n", "\r").encode(),
+}
+
+
+@pytest.mark.parametrize("program", SAVED_AS)
+def test_text_files_of_other_programs(sample, program):
+    """Byte order marks, encodings and line ends do not change what is read."""
+    _, root, split, load = sample
+    expected = load(str(root), split)
+    files = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES]
+    assert files
+    for path in files:
+        path.write_bytes(SAVED_AS[program](path.read_text()))
+    assert load(str(root), split) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"caf\xe9",  # of an old archive, not UTF-8
+        b"line\nbreak",
+        b"100%(d)s #1 'x' \"y\" [a]*?",
+        "Stra\u00dfe \u4eba".encode(),
+        b" blank at both ends ",
+    ],
+)
+def test_a_root_of_any_name(sample, tmp_path, name):
+    """Twice: parsed, and from the cache."""
+    _, root, split, load = sample
+    expected = load(str(root), split)
+    other = os.path.join(tmp_path, os.fsdecode(name))
+    root.rename(other)
+    for _ in range(2):
+        records = load(other, split)
+        assert [r["annotations"] for r in records] == [r["annotations"] for r in expected]
+        assert [os.path.relpath(r["file_name"], other) for r in records] == [
+            os.path.relpath(r["file_name"], root) for r in expected
+        ]
+
+
 def test_splits_have_names(sample):
     form, _, split, load = sample
     splits, _ = FOLDERS[form]

@@ -131,7 +131,7 @@ def test_without_pools_the_loader_is_detectron2s(cfg):
 def test_a_share_of_the_labels(cfg):
     cfg.HKD.DATA.PSEUDO = []
     names = {}
-    for share in (0.01, 0.25, 0.5, 0.75, 1.0):
+    for share in (0.2, 0.25, 0.5, 0.75, 1.0):
         cfg.HKD.DATA.LABELED_SHARE = share
         (records,) = labelled_sets(cfg).values()
         names[share] = [r["file_name"] for r in records]
@@ -146,6 +146,9 @@ def test_a_share_of_the_labels(cfg):
         cfg.HKD.DATA.LABELED_SHARE = wrong
         with pytest.raises(ValueError, match=f"HKD.DATA.LABELED_SHARE is {wrong}; give a share"):
             labelled_sets(cfg)
+    cfg.HKD.DATA.LABELED_SHARE = 0.1
+    with pytest.raises(ValueError, match="0.1 of the 4 images .* raise it to 0.25 at least"):
+        labelled_sets(cfg)
 
 
 def test_labelled_images_leave_the_pool_with_a_warning(cfg, tmp_path, caplog):

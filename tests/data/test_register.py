@@ -1,6 +1,10 @@
 import gc
+import importlib
 import json
 import os
+import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +17,9 @@ from hkd_d2.data.datasets import (
     register,
     register_builtin_datasets,
     register_datasets,
+    register_unnamed,
 )
+from hkd_d2.data.datasets.formats import folder_format
 
 
 @pytest.fixture
@@ -57,8 +63,8 @@ def test_builtin_names(monkeypatch):
     assert MetadataCatalog.get("citypersons_val").hkd_entry == ("citypersons", root, "val")
     register_builtin_datasets()  # again
     monkeypatch.setenv("DETECTRON2_DATASETS", "/elsewhere")
-    with pytest.raises(ValueError, match="'caltech_train' already stands for"):
-        register_builtin_datasets()
+    register_builtin_datasets()  # names stay
+    assert MetadataCatalog.get("citypersons_val").hkd_entry == ("citypersons", root, "val")
 
 
 def test_citypersons_entry(config, write_citypersons):
@@ -134,3 +140,81 @@ def test_check_records(config):
     DatasetCatalog.register("empty", list)
     with pytest.raises(ValueError, match="'empty' has no images"):
         check_records("empty")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "mine/val", "mine\\val", "a\nb", "a\0b", "\x1b[31m", "\ud800", "n" * 201]
+)
+def test_a_name_that_no_result_file_can_have(config, coco_file, name):
+    cfg = config([name, "coco", str(coco_file), str(coco_file.parent)])
+    with pytest.raises(ValueError, match="HKD.DATA.REGISTER: .*choose a"):
+        register_datasets(cfg)
+    assert name not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "#1", "\u4eba", 'it\'s "mine"', "caf\udce9", ".."])
+def test_other_names_are_good_for_files(config, coco_file, name):
+    register_datasets(config([name, "coco", str(coco_file), str(coco_file.parent)]))
+    assert len(check_records(name)) == 1
+    (coco_file.parent / f"detections_{name}.json").write_text("[]")
+
+
+def test_a_data_set_of_the_command_line_gets_a_name(config, coco_file, tmp_path):
+    config()
+    name = register_unnamed("coco", str(coco_file), str(tmp_path))
+    assert name == f"coco_gt.json_{tmp_path.name}"[:50]
+    assert register_unnamed("coco", str(coco_file), str(tmp_path)) == name
+    other = tmp_path / "other" / "gt.json"
+    other.parent.mkdir()
+    other.write_text(coco_file.read_text())
+    assert register_unnamed("coco", str(other), str(tmp_path)) == f"{name}-2"
+    assert len(check_records(name)) == 1
+    odd = register_unnamed("coco", str(tmp_path / "a\nb"), "/")
+    assert odd == "coco_a_b"
+
+
+FORMAT = """
+from hkd_d2.data.datasets.formats import folder_format
+
+
+@folder_format("{form}", ("all",))
+def load(root, split, *, check_images=True):
+    \"\"\"One image without rows.\"\"\"
+    return [
+        {{"file_name": root + "/1.png", "image_id": 1, "height": 9, "width": 9, "annotations": []}}
+    ]
+"""
+
+
+@pytest.fixture
+def outside_format(tmp_path, monkeypatch):
+    """A format of a module outside the package, forgotten afterwards."""
+    (tmp_path / "walkers_of_a_team.py").write_text(FORMAT.format(form="walkers"))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("walkers_of_a_team")
+    register.FOLDERS.pop("walkers", None)
+    sys.modules.pop("walkers_of_a_team", None)
+
+
+def test_a_format_from_outside_the_package(config, outside_format, tmp_path):
+    register_datasets(config(["ours", "walkers", str(tmp_path), "all"]))
+    assert [r["file_name"] for r in check_records("ours")] == [f"{tmp_path}/1.png"]
+    assert MetadataCatalog.get("ours").thing_classes == ["pedestrian"]
+    assert "walkers_all" in DatasetCatalog.list()  # its built-in name came with it
+
+
+@pytest.mark.parametrize("form", ["caltech", "coco"])
+def test_a_format_whose_name_is_taken(form):
+    with pytest.raises(ValueError, match=f"format '{form}' is taken by .*; choose another name"):
+        folder_format(form, ("all",))(lambda root, split: [])
+
+
+def test_every_module_with_a_format_is_found():
+    """A new file is enough: no list names the loaders."""
+    folder = Path(register.__file__).parent
+    entered = {
+        form
+        for path in folder.glob("*.py")
+        for form in re.findall(r'^@folder_format\("(\w+)"', path.read_text(), re.MULTILINE)
+    }
+    assert entered == set(register.FOLDERS) and len(entered) == 9

@@ -9,6 +9,7 @@ from hkd_d2.data.datasets.register import (
     register_builtin_datasets,
     register_dataset,
     register_datasets,
+    register_unnamed,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "register_builtin_datasets",
     "register_dataset",
     "register_datasets",
+    "register_unnamed",
 ]
 
 register_builtin_datasets()

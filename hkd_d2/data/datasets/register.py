@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import itertools
 import os
 import pkgutil
 
@@ -17,6 +18,7 @@ __all__ = [
     "register_builtin_datasets",
     "register_dataset",
     "register_datasets",
+    "register_unnamed",
 ]
 
 MAX_NAME = 200  # bytes; file systems take names of 255, and results add to them
@@ -39,7 +41,7 @@ def register_datasets(cfg: CfgNode) -> None:
         if not isinstance(entry, (list, tuple)) or [type(v) for v in entry] != [str] * 4:
             raise ValueError(
                 f"HKD.DATA.REGISTER: an entry is [name, 'coco', annotation file, image root] or "
-                f"[name, format, root, split] with a format out of {', '.join(FOLDERS)}, "
+                f"[name, format, root, split] with a format out of {', '.join(sorted(FOLDERS))}, "
                 f"not {entry}."
             )
         register_dataset(*entry)
@@ -71,12 +73,9 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
     if form not in ("coco", *FOLDERS):
         raise ValueError(
             f"HKD.DATA.REGISTER: data set '{name}' has the unknown format '{form}'; known are "
-            f"coco, {', '.join(FOLDERS)}."
+            f"coco, {', '.join(sorted(FOLDERS))}."
         )
-    source = _absolute(source)
-    if form == "coco":
-        part = _absolute(part)
-    entry = (form, source, part)
+    _, source, part = entry = _entry(form, source, part)
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name).get("hkd_entry")
         if known != entry:
@@ -93,6 +92,25 @@ def register_dataset(name: str, form: str, source: str, part: str) -> None:
         load = FOLDERS[form][1]
         metadata.set(thing_classes=["pedestrian"])
         DatasetCatalog.register(name, lambda: _load(load, source, part))
+
+
+def register_unnamed(form: str, source: str, part: str) -> str:
+    """Register a data set of the command line, which has no name; arguments and errors as of
+    :func:`register_dataset`.
+
+    Returns:
+        The name made for it, good for a file: the format and the ends of source and part.
+    """
+    ends = [os.path.basename(text.rstrip("/\\")) for text in (source, part)]
+    text = "_".join(filter(None, [form, *ends]))[:50]
+    name = stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text)
+    for number in itertools.count(2):
+        known = MetadataCatalog.get(name).get("hkd_entry") if name in DatasetCatalog else None
+        if name not in DatasetCatalog or known == _entry(form, source, part):
+            break
+        name = f"{stem}-{number}"
+    register_dataset(name, form, source, part)
+    return name
 
 
 def check_records(name: str) -> list[dict]:
@@ -128,6 +146,10 @@ def _load(load, *args) -> list[dict]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _entry(form: str, source: str, part: str) -> tuple[str, str, str]:
+    return form, _absolute(source), _absolute(part) if form == "coco" else part
 
 
 def _check_name(name: str) -> None:
