@@ -52,7 +52,23 @@ def test_every_role_has_its_colour_and_dashes():
         ("#CC79A7", ":", -0.5, -0.5, 120, 30),
     }
     order = [to_hex(p.get_edgecolor()).upper() for p in axes.patches]
-    assert order == [ROLES[r][0] for r in ("ignored", "crowd", *["pedestrian"] * 2, "visible part")]
+    assert order == [ROLES[r][0] for r in ("visible part", "ignored", "crowd", *["pedestrian"] * 2)]
+
+
+def test_rows_that_training_ignores_are_drawn_so(records, tmp_path):
+    rows = [row([10, 20, 20, 30]), row([40, 20, 20, 50], vis_bbox=[40, 20, 20, 20])]
+    records = [records[0] | {"annotations": rows}]
+    for bounds, ignored in (((), 0), ((30, 0.4), 0), ((31, 0.4), 1), ((31, 0.41), 2)):
+        counts = plot_samples(records, tmp_path / "a.png", "", *bounds)
+        assert (counts["pedestrian"], counts["ignored"]) == (2 - ignored, ignored)
+
+
+@pytest.mark.parametrize("name", ["a$x$ $b.png", "l\nm.png", "caf\udce9.png", "\u4eba 100%.png"])
+def test_names_of_any_kind(records, tmp_path, name):
+    odd = tmp_path / name
+    odd.write_bytes((tmp_path / "1.png").read_bytes())
+    plot_samples([records[1] | {"file_name": str(odd)}], tmp_path / "out.png", name)
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_picture_and_counts(records, tmp_path, monkeypatch):

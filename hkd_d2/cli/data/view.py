@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data", nargs="+", metavar="DATA", help="FORMAT SOURCE PART, or a registered name"
     )
     parser.add_argument(
-        "--config-file", metavar="FILE", help="a config whose HKD.DATA.REGISTER has the name"
+        "--config-file",
+        metavar="FILE",
+        help="its HKD.DATA.REGISTER has the name, its MIN_HEIGHT and MIN_VISIBILITY say which rows "
+        "training ignores",
     )
     parser.add_argument(
         "--number", type=int, default=4, metavar="N", help="of samples [%(default)s]"
@@ -38,15 +41,18 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("A data set is one NAME, or three words: FORMAT SOURCE PART.")
     if args.number < 1:
         raise ValueError(f"--number is {args.number}; give 1 or more.")
+    bounds = (0.0, 0.0)  # without a config rows are told apart by their own flags
     if args.config_file:
         from hkd_d2.config import load_config
 
-        register_datasets(load_config(args.config_file))
+        cfg = load_config(args.config_file)
+        register_datasets(cfg)
+        bounds = (cfg.HKD.DATA.MIN_HEIGHT, cfg.HKD.DATA.MIN_VISIBILITY)
     name = data_name(args.data)
     records = check_records(name)
     out = args.out or f"samples_{'_'.join(map(os.path.basename, args.data))}.png"
     samples = sample_records(records, args.number, args.seed)
-    title = f"{name}: {len(samples)} of {len(records)} images"
-    counts = plot_samples(samples, out, title)
+    title = f"{' '.join(args.data)}: {len(samples)} of {len(records)} images"
+    counts = plot_samples(samples, out, title, *bounds)
     print(f"wrote {out}: " + ", ".join(f"{role} {count}" for role, count in counts.items()))
     return 0
