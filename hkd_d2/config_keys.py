@@ -201,3 +201,5 @@ def _add_solver(cfg: CN) -> None:
     node = cfg.HKD.SOLVER = CN()
     # Optimizer: sgd (Detectron2's) | adamw.
     node.OPTIMIZER = "sgd"
+    # Checkpoints of single iterations that stay, the last ones, beside model_final.pth; 0: all.
+    node.KEEP_CHECKPOINTS = 3

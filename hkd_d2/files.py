@@ -50,6 +50,7 @@ def written_beside(path: str | Path, *, by_the_run: bool = False) -> Iterator[Pa
             os.fsync(file.fileno())
         os.replace(part, place)
         folder.rmdir()
+        _sync(place.parent)  # the name is on the disk as well
     except BaseException as error:
         full = _is_full(error, place.parent)  # before its bytes are given back
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,6 +129,28 @@ def check_not_of_a_run(path: Path) -> None:
         raise ValueError(
             f"'{path}' belongs to the training run in '{path.parent}'; name another file or folder."
         )
+
+
+def remove_unfinished(folder: str | Path) -> list[str]:
+    """Remove what processes that were killed left half-written in a folder.
+
+    Returns:
+        The names of the files that they were writing.
+    """
+    found = []
+    for part in Path(folder).glob("part-" + "[0-9a-f]" * 8):
+        found += sorted(p.name for p in part.iterdir())
+        shutil.rmtree(part, ignore_errors=True)
+    return found
+
+
+def _sync(folder):
+    with contextlib.suppress(OSError):  # not every file system knows it
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _is_full(error, folder):

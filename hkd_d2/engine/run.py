@@ -18,6 +18,13 @@ from hkd_d2.config import load_config, student_config
 from hkd_d2.config_files import find_config
 from hkd_d2.data.datasets import check_records, register_dataset, register_datasets
 from hkd_d2.devices import check_device
+from hkd_d2.engine.processes import (
+    is_restart,
+    on_all_processes,
+    run_under_torchrun,
+    started_by_torchrun,
+)
+from hkd_d2.engine.run_folder import claim_folder
 from hkd_d2.engine.trainer import Trainer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.ports import check_port
@@ -37,7 +44,20 @@ def launch_run(args: argparse.Namespace) -> None:
     if not args.config_file:
         raise ValueError("No config is given; name one with --config-file.")
     args.config_file = str(find_config(args.config_file))
-    check_run(read_config(args), args)
+    cfg = read_config(args)
+    if started_by_torchrun():
+        if args.num_gpus != 1 or args.num_machines != 1:
+            raise ValueError(
+                "torchrun starts the processes itself; leave out --num-gpus and --num-machines, "
+                "and give torchrun --nproc-per-node and --nnodes."
+            )
+        check_run(cfg, args, int(os.environ["WORLD_SIZE"]))
+        args.resume = args.resume or is_restart()
+        run_under_torchrun(run_process, cfg.MODEL.DEVICE, args)
+        return
+    check_run(cfg, args, args.num_gpus * args.num_machines)
+    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0:
+        check_address(args.dist_url)
     launch(
         run_process,
         args.num_gpus,
@@ -66,8 +86,11 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_run(cfg: CfgNode, args: argparse.Namespace, processes: int) -> None:
     """Check what a machine has to have for a run, before its processes start.
+
+    Args:
+        processes: of all machines.
 
     Raises:
         ValueError, OSError: one sentence that says what to change.
@@ -91,14 +114,11 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             "SOLVER.AMP.ENABLED needs a GPU and MODEL.DEVICE is "
             f"{cfg.MODEL.DEVICE}; set SOLVER.AMP.ENABLED False."
         )
-    processes = args.num_gpus * args.num_machines
     if cfg.SOLVER.IMS_PER_BATCH % processes and not args.eval_only:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
             "cannot share; give a multiple."
         )
-    if processes > 1 and args.machine_rank == 0:
-        check_address(args.dist_url)
     check_writable(cfg.OUTPUT_DIR)
 
 
@@ -133,6 +153,10 @@ def run_process(args: argparse.Namespace) -> dict | None:
     """Run on one process; returns the metrics."""
     cfg = read_config(args)
     cfg.freeze()
+    if not args.eval_only:
+        on_all_processes(
+            lambda: comm.is_main_process() and claim_folder(cfg.OUTPUT_DIR, args.resume)
+        )
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="hkd_d2")
     if not args.eval_only:

@@ -4,19 +4,30 @@ import logging
 import weakref
 from collections import OrderedDict
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.utils import comm
 
 from hkd_d2.data.datasets import register_datasets
 from hkd_d2.data.loader import build_train_loader
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.engine import preflight
+from hkd_d2.engine.checkpoints import PROCESSES, Checkpoints, load_process_state
+from hkd_d2.engine.processes import check_agreement, on_all_processes
+from hkd_d2.engine.resumable_loader import resumable
 from hkd_d2.engine.solver import build_optimizer
+from hkd_d2.engine.stopping import StopRequest
 from hkd_d2.evaluation import PedestrianEvaluator
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
-from hkd_d2.modeling.meta_arch import HKDDetector
+from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
 from hkd_d2.modeling.teacher import load_teacher_config
 
 logger = logging.getLogger(__name__)
@@ -51,18 +62,69 @@ class Trainer(DefaultTrainer):
         ddp = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp)
         step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        self._trainer = step(model, resumable(data_loader), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = StudentCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.stop = StopRequest()
         self.register_hooks(self.build_hooks())
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or with ``resume`` all that the last whole checkpoint has.
+
+        A run that goes on from its own checkpoint on a CPU ends bit for bit where it would have
+        ended without a stop.
+
+        Raises:
+            ValueError: see :meth:`StudentCheckpointer.resume_or_load`.
+        """
+        content = on_all_processes(
+            lambda: self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        )
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1  # the file has the iteration that was done
+            if PROCESSES in content:
+                load_process_state(self._trainer, content[PROCESSES])
+            else:
+                logger.warning(
+                    "The checkpoint has no random states and no place in the data: from here on "
+                    "images and draws are not those of an uninterrupted run."
+                )
+        check_agreement(self.start_iter, self.model, self.cfg)
+
     def train(self):
-        super().train()
+        # TorchScript optimises the focal loss after its first call, which rounds otherwise then; a
+        # resumed run begins with a first call.
+        on_gpu = self.cfg.MODEL.DEVICE != "cpu"
+        with self.stop.listening(), torch.jit.optimized_execution(on_gpu):
+            super().train()
         # DefaultTrainer returns results only where the config says what to expect.
         return getattr(self, "_last_eval_results", None)
+
+    def build_hooks(self):
+        """Detectron2's, but for :class:`Checkpoints` and an evaluation that draws nothing from the
+        run's random states, which a resumed run would lack."""
+        kept = [
+            hook
+            for hook in super().build_hooks()
+            if not isinstance(hook, (hooks.PeriodicCheckpointer, hooks.EvalHook))
+        ]
+        writers = [hook for hook in kept if isinstance(hook, hooks.PeriodicWriter)]
+        node = self.cfg.SOLVER
+        keep = self.cfg.HKD.SOLVER.KEEP_CHECKPOINTS
+        return [
+            *(hook for hook in kept if hook not in writers),
+            Checkpoints(self.checkpointer, node.CHECKPOINT_PERIOD, keep, self.stop),
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            *writers,
+        ]
+
+    def _evaluate(self):
+        with forked_random_state():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -5,13 +5,17 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from hkd_d2.files import write_text, written_beside
 
 
 class StudentCheckpointer(DetectionCheckpointer):
@@ -34,6 +38,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             checkpointables["hkd"] = model.terms
             model = model.student
         super().__init__(model, save_dir, **checkpointables)
+        self.resumed = False  # whether resume_or_load has found something
 
     def load(self, path, *args, **kwargs):
         """Load as Detectron2 does.
@@ -101,18 +106,108 @@ class StudentCheckpointer(DetectionCheckpointer):
             "architecture or the config of these weights."
         )
 
-    def resume_or_load(self, path, *, resume=True):
-        """As Detectron2's, for a run that may have terms.
+    def save(self, name: str, **kwargs) -> None:
+        """As Detectron2's, but the file is written beside, read back, and then gets its name.
 
         Raises:
-            ValueError: the checkpoint to resume from is of other terms, another architecture or
-                another optimizer.
+            ValueError: a value is not finite; nothing is written.
+            OSError: the file cannot be written or is not on the disk as it was written.
         """
-        if not (resume and self.has_checkpoint()):
-            return super().resume_or_load(path, resume=resume)
-        last = self.get_checkpoint_file()
-        self._check_resumable(last, read_checkpoint(last))
-        return self.load(last)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        for key, part in self.checkpointables.items():
+            content[key] = part.state_dict()
+        check_finite(content)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with written_beside(path, by_the_run=True) as part:
+            digest = _write(content | kwargs, part)
+            with open(part, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != digest:
+                raise OSError(
+                    f"'{path}' is not on the disk as it was written; look after the disk."
+                )
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        marker = os.path.join(self.save_dir, "last_checkpoint")
+        write_text(marker, last_filename_basename, by_the_run=True)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from, whole or not."""
+        return bool(self.candidates())
+
+    def candidates(self) -> list[str]:
+        """Files to resume from: the one that ``last_checkpoint`` names, then the others, last
+        iteration first."""
+        folder = Path(self.save_dir or ".")
+        numbered = sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), reverse=True)
+        final = folder / "model_final.pth"
+        others = [str(p) for p in ([final] if final.exists() else []) + numbered]
+        marked = self.get_checkpoint_file() if super().has_checkpoint() else None
+        return list(dict.fromkeys([marked, *others] if marked else others))
+
+    def is_finished(self) -> bool:
+        """Whether the run's last file is there and whole."""
+        try:
+            read_checkpoint(os.path.join(self.save_dir, "model_final.pth"))
+        except (ValueError, FileNotFoundError):
+            return False
+        return True
+
+    def remove_older(self, keep: int) -> None:
+        """Remove all but the last ``keep`` checkpoints of single iterations; 0 keeps all."""
+        files = sorted(Path(self.save_dir).glob("model_" + "[0-9]" * 7 + ".pth"))
+        for file in files[:-keep] if keep else []:
+            file.unlink(missing_ok=True)
+
+    def resume_or_load(self, path, *, resume=True):
+        """As Detectron2's, from the last whole checkpoint, which may be older than the last one.
+
+        Raises:
+            ValueError: there are checkpoints and none of them is whole; or it is of other terms,
+                another architecture or another optimizer.
+        """
+        found = self._last_whole() if resume and comm.is_main_process() else None
+        if resume and comm.get_world_size() > 1:  # machines may have folders of their own
+            found = _broadcast(found)
+        self.resumed = found is not None
+        if not self.resumed:
+            return super().resume_or_load(path, resume=False)
+        last, content, sentence = found
+        if content is None:
+            raise ValueError(sentence)
+        if sentence:
+            self.logger.warning(sentence)
+        self._check_resumable(last, content)
+        return self._load_content(content)
+
+    def _last_whole(self) -> tuple[str, dict | None, str] | None:
+        """The last whole checkpoint of the folder: its path, what is in it, and a sentence where
+        there is a later one that is not whole; None in an empty folder."""
+        files, damaged = self.candidates(), []
+        for last in files:
+            try:
+                content = read_checkpoint(last)
+            except (ValueError, FileNotFoundError) as error:
+                damaged.append(str(error))
+                continue
+            return last, content, f"Resuming from '{last}': {damaged[0]}" if damaged else ""
+        if not files:
+            return None
+        sentence = f"'{self.save_dir}' has no whole checkpoint to resume from: {damaged[0]}"
+        return files[0], None, sentence
+
+    def _load_content(self, content):
+        """As :meth:`load`, of a file that was read."""
+        incompatible = self._load_model(content)
+        self._log_incompatible_keys(incompatible)
+        for key, part in self.checkpointables.items():
+            if key in content:
+                part.load_state_dict(content.pop(key))
+        return content
 
     def _check_resumable(self, path: str, content: dict) -> None:
         """Compare a checkpoint with what it is to fill, before anything is filled."""
@@ -218,6 +313,62 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             f"'{path}' cannot be read as a checkpoint ({reason}); give a file that Detectron2 or "
             "this project wrote, or fetch it again."
         ) from error
+
+
+def _broadcast(value):
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def check_finite(content: object, name: str = "") -> None:
+    """Check every tensor of a checkpoint.
+
+    Raises:
+        ValueError: names the first one with a value that is not finite.
+    """
+    if isinstance(content, dict):
+        for key, value in content.items():
+            check_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, torch.Tensor) and content.is_floating_point():
+        if not bool(torch.isfinite(content).all()):
+            raise ValueError(
+                f"'{name}' is not finite, so no checkpoint is written; go on from the last one "
+                "with --resume and a smaller SOLVER.BASE_LR, and see in metrics.json which loss "
+                "diverges."
+            )
+
+
+class _HashedFile:
+    """A file that hashes what it is given, and remembers why it could not be written."""
+
+    def __init__(self, file):
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, content):
+        try:
+            self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(content)
+        return len(content)
+
+    def flush(self):
+        self.file.flush()
+
+
+def _write(content, path):
+    """Save ``content`` and return the SHA-256 of what was to be written."""
+    with open(path, "wb", buffering=0) as file:
+        hashed = _HashedFile(file)
+        try:
+            torch.save(content, hashed)
+        except Exception:
+            if hashed.error is not None:  # PyTorch tells of a full disk by a position
+                raise hashed.error from None
+            raise
+    return hashed.digest.hexdigest()
 
 
 def _is_weight(key, value):

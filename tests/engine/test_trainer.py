@@ -9,7 +9,6 @@ from PIL import Image
 
 from helpers.rules import rule
 from helpers.small_detectors import small_config
-from hkd_d2.distillation import lwkd
 from hkd_d2.engine import Trainer, preflight
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
@@ -101,52 +100,6 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
 
 
 @rule("A resumed run continues as if it had not been interrupted, adapters included")
-@pytest.mark.parametrize("term", [None, "hsakd", "lwkd", "osakd"])
-def test_a_resumed_run_equals_the_uninterrupted_one(term, trainable, tmp_path, monkeypatch):
-    if term is not None:
-        trainable.HKD.TERMS = [term]
-        # Resumed in the first phase; the second one starts a step later.
-        trainable.HKD.HSAKD.TEACHER_ITERS = 4
-        trainable.HKD.OSAKD.K = trainable.HKD.OSAKD.READY_AT = 8
-        # Pictures are paired with boxes in the order in which those were drawn; see below.
-        alike = torch.eye(2)[:, None].expand(2, lwkd.POOL, 2).contiguous()
-        monkeypatch.setattr(lwkd, "glyph_logits", lambda num_glyphs: alike)
-    # Data order and sampling are drawn anew by a resumed process, as in Detectron2: pictures that
-    # are all alike and heads that sample every box take both out of the comparison.
-    annotations = tmp_path / "data/annotations.json"
-    content = json.loads(annotations.read_text())
-    content["images"] = content["images"][:1]
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
-    annotations.write_text(json.dumps(content))
-    trainable.INPUT.RANDOM_FLIP = "none"
-    trainable.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100000
-    trainable.MODEL.RPN.POSITIVE_FRACTION = 1.0
-    trainable.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1000
-    trainable.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
-    trainable.SOLVER.MAX_ITER = 6
-    trainable.SOLVER.CHECKPOINT_PERIOD = 3
-    trainable.DATASETS.TEST = ()
-    whole, _ = run(trainable)
-
-    folder = tmp_path / "output"
-    (folder / "last_checkpoint").write_text("model_0000002.pth")
-    resumed, _ = run(trainable, resume=True)
-    assert resumed.start_iter == 3
-    # Sums over boxes run in the order in which they were drawn: equal to rounding.
-    for (name, a), (_, b) in zip(
-        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
-    ):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
-    for (name, a), (_, b) in zip(
-        whole.model.terms.named_buffers(), resumed.model.terms.named_buffers(), strict=True
-    ):
-        assert a.shape == b.shape, name
-        if term == "lwkd":  # a bank holds its rows in the order in which boxes were drawn
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
-    if term != "osakd":  # which has no parameters
-        assert any(p.grad is not None for p in resumed.model.terms.parameters())
-
-
 def test_a_run_without_terms_cannot_be_resumed_with_them(trainable, tmp_path):
     trainable.SOLVER.MAX_ITER = 1
     trainable.DATASETS.TEST = ()

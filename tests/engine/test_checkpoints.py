@@ -1,0 +1,147 @@
+"""Checkpoints of a run: written whole, read back, the last ones kept, and found again."""
+
+import errno
+import shutil
+
+import pytest
+import torch
+from engine.test_resume import with_pictures
+from torch import nn
+
+from helpers.runs import resumed_copy, same_end, train
+from helpers.small_detectors import small_config
+from hkd_d2.modeling import checkpoint
+from hkd_d2.modeling.checkpoint import StudentCheckpointer, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of a plain student and its config."""
+    folder = tmp_path_factory.mktemp("finished")
+    cfg = with_pictures(small_config(), folder)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 6, 2
+    train(cfg, folder / "run")
+    return cfg, folder / "run"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20000])
+
+
+@pytest.mark.parametrize("harm", [cut, flip, "unlink"])
+def test_an_older_whole_checkpoint_is_taken(whole, harm, tmp_path, caplog):
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000001.pth")
+    shutil.copy(run / "model_0000003.pth", part)
+    (part / "last_checkpoint").write_text("model_0000003.pth")
+    bad = part / "model_0000003.pth"
+    bad.unlink() if harm == "unlink" else harm(bad)
+    trainer = train(cfg, part, resume=True)
+    assert trainer.start_iter == 2 and same_end(run, part) == []
+    warnings = [r for r in caplog.records if "Resuming from" in r.getMessage()]
+    assert len(warnings) == 1 and "model_0000003.pth" in warnings[0].getMessage()
+
+
+@pytest.mark.parametrize("marker", ["model_0000003.pth", "nothing.pth", ""])
+def test_a_marker_that_names_nothing_usable(whole, marker, tmp_path):
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000003.pth")
+    if marker == "model_0000003.pth":
+        flip(part / marker)
+    else:
+        (part / "model_0000003.pth").unlink()
+    (part / "last_checkpoint").write_text(marker)
+    with pytest.raises(ValueError, match="has no whole checkpoint to resume from") as refused:
+        train(cfg, part, resume=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, "unlink", None])
+def test_a_last_file_that_is_not_whole_is_not_the_end(whole, harm, tmp_path):
+    """Killed inside model_final.pth, when the last iteration has a file of its own."""
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000005.pth")
+    if harm != "unlink":
+        shutil.copy(run / "model_final.pth", part)
+    if callable(harm):
+        harm(part / "model_final.pth")
+    before = (part / "model_final.pth").stat().st_mtime_ns if harm is None else None
+    train(cfg, part, resume=True)
+    assert same_end(run, part) == []
+    assert harm is not None or (part / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_without_a_marker_the_last_whole_one_is_taken(whole, tmp_path):
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000003.pth")
+    (part / "last_checkpoint").unlink()
+    assert train(cfg, part, resume=True).start_iter == 4
+
+
+def test_the_last_ones_are_kept(whole, tmp_path):
+    cfg = whole[0].clone()
+    cfg.HKD.SOLVER.KEEP_CHECKPOINTS = 2
+    train(cfg, tmp_path / "run")
+    kept = sorted(p.name for p in (tmp_path / "run").glob("*.pth"))
+    assert kept == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_checkpoint_holds_a_nan(value, tmp_path):
+    model = nn.Linear(3, 3)
+    checkpointer = StudentCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001")
+    with torch.no_grad():
+        model.weight[1, 2] = value
+    with pytest.raises(ValueError, match="'model.weight' is not finite"):
+        checkpointer.save("model_0000002")
+    assert {p.name for p in tmp_path.iterdir()} == {"model_0000001.pth", "last_checkpoint"}
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    checkpointer = StudentCheckpointer(nn.Linear(300, 300), str(tmp_path))
+    checkpointer.save("model_0000001")
+
+    class FullDisk(checkpoint._HashedFile):
+        written = 0
+
+        def write(self, content):
+            FullDisk.written += len(content)
+            if FullDisk.written > 100_000:
+                self.error = OSError(errno.ENOSPC, "No space left on device")
+                raise self.error
+            return super().write(content)
+
+    monkeypatch.setattr(checkpoint, "_HashedFile", FullDisk)
+    with pytest.raises(OSError, match="There is no room for '.*model_0000002.pth'"):
+        checkpointer.save("model_0000002")
+    assert {p.name for p in tmp_path.iterdir()} == {"model_0000001.pth", "last_checkpoint"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_a_disk_that_keeps_something_else(tmp_path, monkeypatch):
+    write = checkpoint._write
+
+    def faulty(content, path):
+        digest = write(content, path)
+        flip(path)
+        return digest
+
+    monkeypatch.setattr(checkpoint, "_write", faulty)
+    checkpointer = StudentCheckpointer(nn.Linear(300, 300), str(tmp_path))
+    with pytest.raises(OSError, match="not on the disk as it was written"):
+        checkpointer.save("model_0000002")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_checkpoint_has_beside_detectron2s(whole):
+    content = read_checkpoint(whole[1] / "model_final.pth")
+    (state,) = content["processes"]
+    assert set(state) == {"random", "loader", "running_means"}
+    assert sum(state["loader"]["done"]) >= 12
