@@ -8,7 +8,7 @@ zoo, ``!!python/object/apply:eval``, and only for arithmetic on numbers (:func:`
 
 import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -29,9 +29,9 @@ class Section(dict):
         places: for each key, where it stands: ``'FILE', line N``.
     """
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.places: dict[str, str] = dict(getattr(args[0], "places", {})) if args else {}
+    def __init__(self, content: "Section | None" = None):
+        super().__init__(content or {})
+        self.places: dict[str, str] = dict(content.places) if content else {}
 
 
 def read_yaml(file: str | Path) -> Section:
@@ -116,7 +116,9 @@ def ord_of(character: str | int) -> int:
 def _kind(value: object) -> str:
     if value is None:
         return "nothing"
-    return {list: "a list", str: "text"}.get(type(value), "a single value")
+    if isinstance(value, (list, str)):
+        return "a list" if isinstance(value, list) else "text"
+    return "a single value"
 
 
 def _sentence(place: str, error: yaml.MarkedYAMLError) -> str:
@@ -153,7 +155,7 @@ class _Loader(yaml.SafeLoader):
     def mistake(self, node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
         return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
-    def section(self, node):
+    def section(self, node: yaml.Node) -> Iterator[Section]:
         if not isinstance(node, yaml.MappingNode):
             raise self.mistake(node, "there is no mapping where one is announced")
         seen = set()
@@ -173,20 +175,20 @@ class _Loader(yaml.SafeLoader):
             section[key] = self.construct_object(value_node, deep=True)
             section.places[key] = place_of(self.file, key_node.start_mark)
 
-    def number(self, node):
+    def number(self, node: yaml.ScalarNode) -> int | float:
         try:
             return self.PARSERS[node.tag](self, node)
         except ValueError as error:
             raise self.mistake(node, "there is a number that cannot be read") from error
 
-    def evaluated(self, node):
+    def evaluated(self, node: yaml.SequenceNode) -> int | float | list | tuple:
         try:
             (text,) = self.construct_sequence(node)
             return arithmetic(text)
         except ValueError as error:
             raise self.mistake(node, f"!!python/object/apply:eval is refused ({error})") from error
 
-    def refused(self, node):
+    def refused(self, node: yaml.Node) -> None:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise self.mistake(
             node, f"the tag {tag} is refused, since a config holds plain values and runs no code"
@@ -247,15 +249,15 @@ def arithmetic(text: object) -> int | float | list | tuple:
 
 
 class _Arithmetic:
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps = 0
 
-    def value(self, node: ast.expr, names: dict):
+    def value(self, node: ast.expr, names: dict) -> int | float | list | tuple:
         self.steps += 1
         if self.steps > MAX_STEPS:
             raise ValueError("it takes too many steps")
         match node:
-            case ast.Constant(value=number) if type(number) in (int, float):
+            case ast.Constant(value=int() | float() as number) if type(number) is not bool:
                 return _bounded(number)
             case ast.Name(id=name) if name in names:
                 return names[name]
@@ -293,7 +295,7 @@ class _Arithmetic:
             raise ValueError(str(error)) from error
 
 
-def _bounded(number):
+def _bounded(number: int | float) -> int | float:
     if isinstance(number, complex) or not abs(number) <= MAX_NUMBER:
         raise ValueError("a number in it is too large, or none")
     return number

@@ -188,11 +188,11 @@ def check_same_poolers(student: DetectorSpec, teacher: DetectorSpec) -> None:
             f"The student pools {ours}x{ours} bins, the teacher {theirs}x{theirs}; set the "
             "student's MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION to the teacher's or drop 'region'."
         )
-    ours, theirs = roi_strides(student), roi_strides(teacher)
-    if ours != theirs:
+    strides = roi_strides(student), roi_strides(teacher)
+    if strides[0] != strides[1]:
         raise ValueError(
-            f"The student pools boxes from strides {ours}, the teacher from {theirs}; make "
-            "MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
+            f"The student pools boxes from strides {strides[0]}, the teacher from {strides[1]}; "
+            "make MODEL.ROI_HEADS.IN_FEATURES alike or drop 'region'."
         )
 
 

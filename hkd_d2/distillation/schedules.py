@@ -29,7 +29,7 @@ class WeightSchedule:
     stop_iter: int = 0
 
     @classmethod
-    def from_config(cls, node, max_iter: int, key: str) -> "WeightSchedule":
+    def from_config(cls, node: CfgNode, max_iter: int, key: str) -> "WeightSchedule":
         """Read ``node.WEIGHT`` and ``node.SCHEDULE``; ``key`` names the node in errors.
 
         Raises:

@@ -1,6 +1,7 @@
 """The shapes of a detector that terms are built from, and the checks of a pair."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -30,7 +31,13 @@ class DenseSpec:
     tower_channels: list[int] | None = None
 
     @classmethod
-    def of(cls, head: str, anchor_generator, transform, tower_channels=None) -> "DenseSpec | None":
+    def of(
+        cls,
+        head: str,
+        anchor_generator: Any,
+        transform: object,
+        tower_channels: list[int] | None = None,
+    ) -> "DenseSpec | None":
         """Read a built head; None for anchors of another kind than Detectron2's default."""
         if type(anchor_generator) is not DefaultAnchorGenerator:
             return None

@@ -1,5 +1,7 @@
 """The base class of a distillation term, and the registry that finds terms by name."""
 
+from collections.abc import Callable
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
@@ -127,4 +129,6 @@ def build_terms(cfg: CfgNode, student: DetectorSpec, teacher: DetectorSpec | Non
     Raises:
         ValueError: by :func:`find_terms`, or a term that cannot serve this pair.
     """
-    return nn.ModuleDict({n: cls(cfg, student, teacher) for n, cls in find_terms(cfg).items()})
+    # A subclass takes the two specs, which the base class does not.
+    build: dict[str, Callable[..., Term]] = dict(find_terms(cfg))
+    return nn.ModuleDict({name: make(cfg, student, teacher) for name, make in build.items()})
