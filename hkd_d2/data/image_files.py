@@ -129,7 +129,7 @@ def size_sentence(path: str, stated: tuple[int, int], size: tuple[int, int]) -> 
 
 
 def _faults(records, sizes) -> Iterator[str]:
-    """What is wrong with each record's image, as a sentence, "" where nothing is."""
+    """The fault of each record's image as a sentence, "" where there is none."""
     known, new = _recall(), []
 
     def look(record):

@@ -200,7 +200,18 @@ def _fitting(folder, metadata, size):
     """Images spread over a folder; where the size is fixed those that are resized to it."""
     records = find_images(str(folder))
     if size is not None:
-        rule = metadata["min_size"], metadata["max_size"]
-        records = [r for r in records if resized_shape(r["height"], r["width"], *rule) == size]
+        records = [r for r in records if _seen_at(r, metadata) == size]
     step = max(len(records) // NUM_IMAGES, 1)
-    return [read_image(r["file_name"]) for r in records[::step][:NUM_IMAGES]]
+    chosen = records[::step][:NUM_IMAGES]
+    for record in chosen:
+        _seen_at(record, metadata)
+    return [read_image(record["file_name"]) for record in chosen]
+
+
+def _seen_at(record, metadata):
+    """Height and width after resizing; the error of an image too narrow for it names the file."""
+    rule = metadata["min_size"], metadata["max_size"]
+    try:
+        return resized_shape(record["height"], record["width"], *rule)
+    except ValueError as error:
+        raise ValueError(f"The image '{record['file_name']}' cannot be used: {error}") from error

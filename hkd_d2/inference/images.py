@@ -5,7 +5,7 @@ It imports NumPy and Pillow alone, so that inference without PyTorch and the dat
 build on it. A file may be a stranger's: what it would cost to decode is known before it is decoded.
 
 Depth: 16 bits become 8 by dropping the lower byte (``>> 8``; fewer significant bits that the file
-declares, as in TIFF's 12, are dropped down to 8 likewise), whatever values the picture has.
+declares, as in TIFF's 12, are dropped down to 8 likewise), never by the range of its values.
 Floating-point and 32-bit pictures have no such rule and are refused. Of several frames or pages
 the first is read; transparency is dropped.
 """
@@ -389,7 +389,7 @@ def _is_turned(image, name) -> bool:
 
 
 def _has_late_chunks(image) -> bool:
-    """Whether text or EXIF stands behind the pixels of an open PNG."""
+    """Tell whether text or EXIF stands behind the pixels of an open PNG."""
     file, place = image.fp, image.fp.tell()
     try:
         file.seek(8)

@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from hkd_d2.data.image_files import check_image_files
 from hkd_d2.inference.images import read_data_image
 from hkd_d2.modeling.backbones.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
@@ -20,7 +21,7 @@ def open_images(kind: str, root: str, size: int, train: bool):
     CIFAR by 4 of 32 pixels. A folder has ``train`` and ``val``, each with one folder a class.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or an image that cannot be read.
         FileNotFoundError: no such data; nothing is downloaded.
     """
     if kind not in DATASETS:
@@ -37,7 +38,9 @@ def open_images(kind: str, root: str, size: int, train: bool):
                 f"'{folder}' does not exist; HKD.PRETRAINING.ROOT has the folders train and val, "
                 "with one folder a class in each."
             )
-        return datasets.ImageFolder(folder, transform, loader=_read)
+        found = datasets.ImageFolder(folder, transform, loader=_read)
+        check_image_files([{"file_name": path} for path, _ in found.samples], str(folder))
+        return found
     cifar = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
     try:
         return cifar(root, train, transform)

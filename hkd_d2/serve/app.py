@@ -1,7 +1,7 @@
 """The service: images in by POST, detections out as JSON.
 
-What a request sends is decoded in memory, within bounds; no name or path of it is looked at, and
-nothing of it is written.
+A request's image is decoded in memory, within bounds of size and time; no name or path in it is
+looked at, and nothing of it is written.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ DECODERS = 2  # threads; each may hold one decoded image
 
 
 class _Metrics:
-    """What Prometheus reads, in a registry of its own."""
+    """Metrics for Prometheus, in a registry of their own."""
 
     def __init__(self, batcher):
         registry = self.registry = CollectorRegistry()
@@ -71,10 +71,10 @@ def create_app(detector: Detector, limits: Limits | None = None) -> FastAPI:
 
     ``POST /detect?threshold=0.5`` takes an image as the body, or as the one file of a form
     (multipart/form-data), and answers ``{"width", "height", "detections": [{"box": [x1, y1, x2,
-    y2], "score", "class"}]}`` by falling score, in pixels of the upright image. What is wrong is
+    y2], "score", "class"}]}`` by falling score, in pixels of the upright image. An error is
     ``{"error": sentence}`` with 400 (no image, or a wrong threshold), 408 (too slow), 413 (too
     large), 503 (overloaded; ``Retry-After``). ``GET /`` is a page to try it, ``GET /health`` and
-    ``GET /metrics`` (Prometheus) are for who runs it, ``GET /model`` is the detector's metadata.
+    ``GET /metrics`` (Prometheus) are for operation, ``GET /model`` is the detector's metadata.
     """
     limits = limits or Limits()
     batcher = Batcher(

@@ -1,4 +1,4 @@
-"""Requests that arrive together run together, within a bound on what waits."""
+"""Requests that arrive together run together, and only so many may wait."""
 
 import asyncio
 import time
@@ -31,12 +31,12 @@ class Batcher:
     is refused rather than computed for a client that has given up.
 
     Args:
-        detector (Detector): images of one size after resizing run together.
-        max_batch (int): most images of a batch.
-        max_delay (float): seconds that an image waits for company at most.
-        max_queue (int): most images that wait; one more is refused at once.
-        max_wait (float): seconds until an image has begun.
-        on_batch (Callable): told the size and the seconds of every batch.
+        detector: images of one size after resizing run together.
+        max_batch: most images of a batch.
+        max_delay: seconds that an image waits for company at most.
+        max_queue: most images that wait; one more is refused at once.
+        max_wait: seconds until an image has begun.
+        on_batch: told the size and the seconds of every batch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def detect(self, image: np.ndarray) -> Detections:
-        """What the detector finds in a uint8 RGB (H, W, 3) image.
+        """Run the detector on a uint8 RGB (H, W, 3) image.
 
         Raises:
             Overloaded: the queue is full, the image waited too long, or the service ends.
@@ -85,7 +85,7 @@ class Batcher:
         return await job.result
 
     async def close(self) -> None:
-        """Finish what waits, take nothing new, and return when all is done."""
+        """Finish the images that wait, take nothing new, and return when all is done."""
         self._closing = True
         self._came.set()
         if self._task is not None:

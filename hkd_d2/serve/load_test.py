@@ -4,7 +4,7 @@
     python -m hkd_d2.serve.load_test http://127.0.0.1:8000 --image street.png --rate 200
 
 Without --rate every connection sends its next request when the last is answered. With --rate
-requests are due at even times whatever the service does, and latency counts from when one was due,
+requests are due at even times regardless of the service, and latency counts from when one was due,
 so that a queue shows. Latency is that of answered images; 503 is a refusal, all else an error.
 """
 

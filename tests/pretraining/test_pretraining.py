@@ -11,8 +11,10 @@ from helpers.rules import rule
 from helpers.small_detectors import make_batch, small_config
 from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
+from hkd_d2.modeling.backbones.pretrained import IMAGENET_MEAN, IMAGENET_STD
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.pretraining import losses, training
+from hkd_d2.pretraining.images import open_images
 from hkd_d2.pretraining.networks import build_classifier
 
 
@@ -282,3 +284,19 @@ def test_what_is_refused(cfg, options, sentence):
     cfg.HKD.PRETRAINING.update(options)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         training.pretrain(cfg)
+
+
+def test_a_folder_is_read_by_the_reader_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("HKD_D2_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data" / "val"
+    for name in ("person/a.png", "background/b.png"):
+        (folder / name).parent.mkdir(parents=True)
+        deep = np.full((16, 16), 0x40FF, np.uint16)
+        Image.fromarray(deep).save(folder / name)
+    pixels, _ = open_images("folder", str(tmp_path / "data"), 16, train=False)[0]
+    wanted = (torch.full((3,), 0x40) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    assert torch.allclose(pixels, wanted[:, None, None].expand(3, 16, 16), atol=1e-5)
+    content = (folder / "person/a.png").read_bytes()
+    (folder / "person/a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="a.png' cannot be read"):
+        open_images("folder", str(tmp_path / "data"), 16, train=False)
