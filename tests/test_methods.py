@@ -1,32 +1,27 @@
 """Presets of published methods: their HKD node trains small detectors, and what it says by hand."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.config import get_cfg
 
 from helpers.rules import rule
-from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
+from helpers.small_detectors import (
+    METHODS,
+    make_batch,
+    one_stage_config,
+    preset,
+    save_teacher,
+    small_config,
+    use_preset,
+)
 from helpers.training_steps import steps
 from hkd_d2.config import add_hkd_config
 from hkd_d2.engine import preflight
 
-METHODS = Path(__file__).parents[1] / "configs" / "methods"
-
-
-def preset(name):
-    cfg = get_cfg()
-    add_hkd_config(cfg)
-    cfg.merge_from_file(str(METHODS / f"{name}.yaml"))
-    return cfg
-
 
 def on_small_detectors(name, teacher_files, cfg=None):
     """The preset's HKD node on a small student and its teacher."""
-    cfg = cfg or small_config()
-    cfg.HKD.update({key: node for key, node in preset(name).HKD.items() if key != "BACKBONE"})
-    cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
+    cfg = use_preset(cfg or small_config(), name)
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = teacher_files
     return cfg
 

@@ -1,27 +1,17 @@
 """The GPU report: what it refuses, what it writes of a run."""
 
-import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import gpu_check as tool
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(tool, capsys):
+def test_without_a_gpu_it_says_so(capsys):
     with pytest.raises(SystemExit):
         tool.main([])
     assert "PyTorch sees no GPU" in capsys.readouterr().err
@@ -31,7 +21,7 @@ def program(text, code=0):
     return [sys.executable, "-c", f"print({text!r}); raise SystemExit({code})"]
 
 
-def test_a_failure_does_not_stop_later_steps(tool, tmp_path, monkeypatch):
+def test_a_failure_does_not_stop_later_steps(tmp_path, monkeypatch):
     table = "| case | fused, ms |\n|---|---:|\n| adl | {} |"
     found = {
         "build": [program("built")],

@@ -1,33 +1,20 @@
 """The operator benchmark: its floors and figures by hand, what it records, what it refuses."""
 
 import csv
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.operators import __main__ as tool
 from benchmarks.operators import cases, measure, report, run
 from benchmarks.operators.cases import CASES, SCALES, Problem, Setting, Traffic
+from helpers.command import run_python
 from hkd_d2.ops import _library, assign_boxes_to_levels, reference
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "benchmarks" / "operators" / "__main__.py"
 CPU, FLOAT = torch.device("cpu"), torch.float32
 # P2 to P6 of 64x128 pixels: 16x32 + 8x16 + 4x8 + 2x4 + 1x2.
 TINY_CELLS = 682
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("benchmark_ops", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build(name, layout=None, dtype=torch.float32):
@@ -322,15 +309,10 @@ def test_a_whole_run_is_added_to_an_earlier_one(tmp_path):
     path = tmp_path / "ops.csv"
     report.append(path, [make_rows("tuned", "adl", "contiguous", "eager", 9.0, 1.0, "")])
     earlier = path.read_bytes()
-    result = subprocess.run(
-        [sys.executable, TOOL, "--scale", "tiny", "--seconds", "0.01", "--threads", "1"]
-        + ["--csv", path, "--providers", "eager", "fused", "--case", "kl", "imitation_masked"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 0, result.stderr
+    arguments = ["--scale", "tiny", "--seconds", "0.01", "--threads", "1"]
+    arguments += ["--providers", "eager", "fused", "--case", "kl", "imitation_masked"]
+    arguments += ["--csv", path]
+    result = run_python("-m", "benchmarks.operators", *arguments)
     assert path.read_bytes().startswith(earlier)
     with open(path, newline="") as file:
         _, *rows = csv.DictReader(file)
@@ -356,7 +338,7 @@ def test_a_whole_run_is_added_to_an_earlier_one(tmp_path):
     assert (tmp_path / "ops_cpu_tiny.png").exists()
 
 
-def test_every_malloc_setting_has_a_process_of_its_own(tool, tmp_path, monkeypatch, capsys):
+def test_every_malloc_setting_has_a_process_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")  # the user's own is no part of the default
     started = []
 
@@ -397,7 +379,7 @@ def test_every_malloc_setting_has_a_process_of_its_own(tool, tmp_path, monkeypat
     ],
 )
 def test_bad_arguments_are_refused_with_a_sentence(
-    tool, tmp_path, capsys, monkeypatch, arguments, sentence
+    tmp_path, capsys, monkeypatch, arguments, sentence
 ):
     monkeypatch.setattr(tool, "run_parent", lambda *_: 0)
     (tmp_path / "other.csv").write_text("date,milliseconds\n")
@@ -408,7 +390,7 @@ def test_bad_arguments_are_refused_with_a_sentence(
     assert (tmp_path / "other.csv").read_text() == "date,milliseconds\n"
 
 
-def test_list_names_every_case(tool, capsys):
+def test_list_names_every_case(capsys):
     assert tool.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(CASES)

@@ -1,20 +1,13 @@
 """The step profiler, run in small."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.training_step import __main__ as tool
 
 
 def test_writes_table_json_picture_and_trace(hkd_cfg, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location(
-        "profile_step", ROOT / "benchmarks/training_step/__main__.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     hkd_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "IgnoreAwareRPN"
     hkd_cfg.MODEL.ROI_HEADS.NAME = "IgnoreAwareROIHeads"
     (tmp_path / "hkd.yaml").write_text(hkd_cfg.dump())

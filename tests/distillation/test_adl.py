@@ -1,66 +1,36 @@
 """The ADL term: published values by hand, masks, class maps, RPNs and one-stage heads."""
 
+import functools
 import math
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Boxes
 
 from helpers.rules import rule
 from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
+from helpers.small_maps import NOTHING, build_term, dense_spec, one_stage_spec, passed, spec
 from helpers.training_steps import steps
-from hkd_d2.distillation import build_terms
-from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.detector_pass import DenseOutputs
 
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
-
-
-def anchors(head, strides=(8, 16), sizes=((16,), (32,)), offset=0.0):
-    generator = DefaultAnchorGenerator(
-        sizes=[list(s) for s in sizes], aspect_ratios=[1.0], strides=list(strides), offset=offset
-    )
-    return DenseSpec.of(head, generator, None)
+RETINANET = one_stage_spec()
+adl = functools.partial(build_term, "adl")
 
 
-def spec(head="RetinaNet", classes=1, dense=None):
-    one_stage = head != "RPN"
-    return DetectorSpec(
-        levels={"p3": ShapeSpec(channels=2, stride=8), "p4": ShapeSpec(channels=2, stride=16)},
-        roi_levels=["p3", "p4"],
-        pooler_resolution=None if one_stage else 2,
-        hidden_channels=None if one_stage else 3,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=(1.0, 1.0, 1.0, 1.0),
-        dense=dense or anchors(head),
-        one_stage=one_stage,
-    )
+def anchors(strides=(8, 16), **options):
+    return dense_spec("RetinaNet", strides, **options)
 
 
-def adl(student=None, teacher=None, class_map=(), **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["adl"]
-    cfg.HKD.TEACHER.CLASS_MAP = list(class_map)
-    for key, value in options.items():
-        cfg.HKD.ADL[key] = value
-    return build_terms(cfg, student or spec(), teacher or spec())["adl"]
-
-
-def passed(logits, labels=None):
+def passed_logits(logits, labels=None):
     """A pass of one image; ``logits`` one tensor a level."""
-    return DetectorPass(
-        images=ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)]),
-        features={},
-        dense=DenseOutputs(
-            logits=logits,
-            deltas=[],
-            anchors=[Boxes(torch.zeros(x.shape[1], 4)) for x in logits],
-            labels=labels,
-        ),
-    )
+    anchors = [Boxes(torch.zeros(x.shape[1], 4)) for x in logits]
+    return passed(dense=DenseOutputs(logits=logits, deltas=[], anchors=anchors, labels=labels))
+
+
+def kind_of(head, **fields):
+    if head != "RPN":
+        return one_stage_spec(head, **fields)
+    return spec((8, 16), dense=dense_spec("RPN", (8, 16)), **fields)
 
 
 def logit(q):
@@ -85,9 +55,9 @@ def test_reference_values(x, q, outer, loss, slope, head):
     if head != "RPN":
         student, teacher = student[..., None], teacher[..., None]
     student.requires_grad_()
-    term = adl(spec(head), spec(head), OUTER=outer)
+    term = adl(kind_of(head), OUTER=outer)
     labels = [torch.tensor([1, -1])]
-    found = term(passed([student], labels), passed([teacher]), NOTHING)
+    found = term(passed_logits([student], labels), passed_logits([teacher]), NOTHING)
     assert found.item() == pytest.approx(loss, abs=1e-8)
     found.backward()
     gradient = student.grad.flatten()
@@ -102,9 +72,9 @@ def test_sum_over_anchors_and_classes_by_the_teachers_mass():
     x = [torch.randn(2, n, 2, generator=g) for n in (5, 3)]
     z = [2 * torch.randn(2, n, 2, generator=g) + 1 for n in (5, 3)]
     labels = [torch.tensor([0, 2, -1, 1, 2, -1, 0, 2]), torch.tensor([2, 2, 2, 2, -1, 1, 2, -1])]
-    kinds = spec(classes=2)
-    found = adl(kinds, kinds, ALPHA=0.3, THETA=1.5, BETA_C=0.5)(
-        passed(x, labels), passed(z), NOTHING
+    kinds = one_stage_spec(num_classes=2)
+    found = adl(kinds, ALPHA=0.3, THETA=1.5, BETA_C=0.5)(
+        passed_logits(x, labels), passed_logits(z), NOTHING
     )
     counted = torch.stack(labels) >= 0
     p, q = torch.cat(x, 1).double().sigmoid(), torch.cat(z, 1).double().sigmoid()
@@ -125,7 +95,8 @@ def test_a_teacher_that_is_sure(outer):
     teacher = torch.tensor([[[200.0], [-200.0], [200.0], [-200.0]]])
     assert set(teacher.sigmoid().flatten().tolist()) == {0.0, 1.0}
     labels = [torch.tensor([0, 1, 0, 1])]
-    loss = adl(OUTER=outer)(passed([student], labels), passed([teacher]), NOTHING)
+    ours, theirs = passed_logits([student], labels), passed_logits([teacher])
+    loss = adl(RETINANET, OUTER=outer)(ours, theirs, NOTHING)
     loss.backward()
     assert torch.isfinite(loss) and loss > 0
     assert torch.isfinite(student.grad).all()
@@ -137,18 +108,22 @@ def test_class_map_picks_the_teachers_classes():
     g = torch.Generator().manual_seed(0)
     x, z = torch.randn(1, 4, 1, generator=g), torch.randn(1, 4, 3, generator=g)
     labels = [torch.zeros(4, dtype=torch.int64)]
-    mapped = adl(teacher=spec(classes=3), class_map=[2])(passed([x], labels), passed([z]), NOTHING)
-    direct = adl()(passed([x], labels), passed([z[..., 2:]]), NOTHING)
+    ours = passed_logits([x], labels)
+    term = adl(RETINANET, one_stage_spec(num_classes=3), class_map=[2])
+    mapped = term(ours, passed_logits([z]), NOTHING)
+    direct = adl(RETINANET)(ours, passed_logits([z[..., 2:]]), NOTHING)
     assert mapped.item() == direct.item() > 0
     with pytest.raises(ValueError, match="1 classes and the teacher 3.*or drop 'adl'"):
-        adl(teacher=spec(classes=3))
+        adl(RETINANET, one_stage_spec(num_classes=3))
     # Objectness has no classes: other class lists are welcome on an RPN.
-    adl(spec("RPN"), spec("RPN", classes=80))
+    adl(kind_of("RPN"), kind_of("RPN", num_classes=80))
 
 
 def test_no_labelled_anchor_gives_zero_with_a_gradient():
     x = torch.randn(1, 3, 1, requires_grad=True)
-    loss = adl()(passed([x], [torch.full((3,), -1)]), passed([torch.randn(1, 3, 1)]), NOTHING)
+    loss = adl(RETINANET)(
+        passed_logits([x], [torch.full((3,), -1)]), passed_logits([torch.randn(1, 3, 1)]), NOTHING
+    )
     loss.backward()
     assert loss.item() == 0 and (x.grad == 0).all()
 
@@ -157,16 +132,16 @@ def test_no_labelled_anchor_gives_zero_with_a_gradient():
 @pytest.mark.parametrize(
     "teacher, sentence",
     [
-        (spec("FCOS"), "one of RetinaNet, the teacher one of FCOS"),
-        (spec(dense=anchors("RetinaNet", sizes=((16,), (33,)))), "make MODEL.ANCHOR_GENERATOR"),
-        (spec(dense=anchors("RetinaNet", sizes=((16, 20), (32, 40)))), "make MODEL.ANCHOR_GEN"),
-        (spec(dense=anchors("RetinaNet", strides=(16, 32))), r"strides \[8, 16\].* \(\[16, 32\]\)"),
-        (spec(dense=anchors("RetinaNet", offset=0.5)), "make MODEL.ANCHOR_GENERATOR"),
+        (one_stage_spec("FCOS"), "one of RetinaNet, the teacher one of FCOS"),
+        (one_stage_spec(dense=anchors(sizes=[[32], [65]])), "make MODEL.ANCHOR_GENERATOR"),
+        (one_stage_spec(dense=anchors(sizes=[[32, 40], [64, 80]])), "make MODEL.ANCHOR_GEN"),
+        (one_stage_spec(dense=anchors(strides=(16, 32))), r"strides \[8, 16\].* \(\[16, 32\]\)"),
+        (one_stage_spec(dense=anchors(offset=0.5)), "make MODEL.ANCHOR_GENERATOR"),
     ],
 )
 def test_pairs_that_do_not_fit(teacher, sentence):
     with pytest.raises(ValueError, match=sentence):
-        adl(teacher=teacher)
+        adl(RETINANET, teacher)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +154,7 @@ def test_pairs_that_do_not_fit(teacher, sentence):
 )
 def test_wrong_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        adl(**options)
+        adl(RETINANET, **options)
 
 
 @pytest.mark.parametrize("rpn", ["RPN", "IgnoreAwareRPN"])

@@ -4,55 +4,25 @@ from math import log
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
-from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from helpers.rules import rule
-from helpers.small_detectors import make_batch, one_stage_config, save_teacher, small_config
-from hkd_d2.distillation import build_terms
+from helpers.small_detectors import make_batch, one_stage_config, save_teacher
+from helpers.small_maps import NOTHING, build_term, dense_spec, one_stage_spec, passed
 from hkd_d2.distillation.crosskd import align_statistics
-from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from hkd_d2.distillation.detector_pass import DenseOutputs
 from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage
 
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
+
+def kind_of(head="RetinaNet", towers=(2, 2), strides=(8, 16), **fields):
+    dense = dense_spec(head, strides, offset=0.5, towers=list(towers) if towers else None)
+    return one_stage_spec(head, strides, dense, **fields)
 
 
-def spec(head="RetinaNet", classes=1, towers=(2, 2), strides=(8, 16), one_stage=True):
-    generator = DefaultAnchorGenerator(
-        sizes=[[s] for s in strides], aspect_ratios=[1.0], strides=list(strides), offset=0.5
-    )
-    linear = head == "FCOS"
-    transform = Box2BoxTransformLinear() if linear else Box2BoxTransform((1.0,) * 4)
-    channels = list(towers) if towers else None
-    return DetectorSpec(
-        levels={f"p{s}": ShapeSpec(channels=2, stride=s) for s in strides},
-        roi_levels=[f"p{s}" for s in strides],
-        pooler_resolution=None,
-        hidden_channels=None,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=(1.0,) * 4,
-        dense=DenseSpec.of(head, generator, transform, channels),
-        one_stage=one_stage,
-    )
-
-
-def crosskd(student=None, teacher=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["crosskd"]
-    for key, value in options.items():
-        cfg.HKD.CROSSKD[key] = value
-    student = student or spec()
-    return build_terms(cfg, student, teacher or student)["crosskd"]
-
-
-def passed(dense):
-    return DetectorPass(ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)]), {}, dense=dense)
+def crosskd(student=None, teacher=..., **options):
+    return build_term("crosskd", student or kind_of(), teacher, **options)
 
 
 def head_outputs(probabilities, deltas, anchors):
@@ -96,11 +66,11 @@ def test_by_hand(box_loss):
     else:
         boxes = (0.75 * log(3) + 0.25 * log(1e6)) / 2
     options = {"CLASS_WEIGHT": 0.4, "BOX_WEIGHT": 0.75, "BOX_LOSS": box_loss}
-    loss = crosskd(**options)(passed(student), passed(teacher), NOTHING)
+    loss = crosskd(**options)(passed(dense=student), passed(dense=teacher), NOTHING)
     assert loss.item() == pytest.approx(0.4 * classes + 0.75 * boxes, rel=2e-6)
     # The exponent beta: 2 squares the distances in probability.
     classes = (0.25**2 * 0.693147 + 0.416667**2 * 0.925325) / 2
-    loss = crosskd(BETA=2.0, BOX_WEIGHT=0.0)(passed(student), passed(teacher), NOTHING)
+    loss = crosskd(BETA=2.0, BOX_WEIGHT=0.0)(passed(dense=student), passed(dense=teacher), NOTHING)
     assert loss.item() == pytest.approx(classes, rel=2e-6)
 
 
@@ -117,7 +87,9 @@ def test_fcos_divides_by_the_centerness():
     student.matched_boxes = [torch.tensor(truth)]
     student.taps, teacher.taps = taps(0), taps(1)
     teacher.resume = lambda given: cross
-    loss = crosskd(spec("FCOS"), BOX_LOSS="iou")(passed(student), passed(teacher), NOTHING)
+    loss = crosskd(kind_of("FCOS"), BOX_LOSS="iou")(
+        passed(dense=student), passed(dense=teacher), NOTHING
+    )
     # Box 0 of the cross-head ends at 5 instead of 10: 3/4 of the teacher's.
     expected = 0.25 * 0.693147 + 0.416667 * 0.925325 + 0.75 * log(4 / 3)
     assert loss.item() == pytest.approx(expected / 1.5, rel=2e-6)
@@ -142,7 +114,7 @@ def test_nothing_labelled_gives_zero_with_a_gradient():
     student, teacher = (head_outputs([0.5] * 3, none, ANCHORS) for _ in range(2))
     student.labels = [torch.full((3,), -1)]
     student.taps, teacher.taps = taps(0), taps(1, channels=3)
-    term = crosskd(teacher=spec(towers=(2, 3)), REUSED_CONVS=0)
+    term = crosskd(teacher=kind_of(towers=(2, 3)), REUSED_CONVS=0)
 
     def resume(given):
         logits = [sum(x.sum() for x in pair) * torch.ones(1, n, 1) for pair, n in
@@ -150,7 +122,7 @@ def test_nothing_labelled_gives_zero_with_a_gradient():
         return DenseOutputs(logits, [x * torch.ones(4) for x in logits], teacher.anchors)
 
     teacher.resume = resume
-    loss = term(passed(student), passed(teacher), NOTHING)
+    loss = term(passed(dense=student), passed(dense=teacher), NOTHING)
     loss.backward()
     assert loss.item() == 0 and len(list(term.parameters())) == 4
     assert all((p.grad == 0).all() for p in term.parameters())
@@ -268,16 +240,16 @@ def test_needs_name_the_tap():
 @pytest.mark.parametrize(
     "teacher, options, sentence",
     [
-        (spec(), {"BOX_LOSS": "l1"}, "HKD.CROSSKD.BOX_LOSS is 'l1'; choose from giou, iou"),
-        (spec(), {"BETA": 0.5}, "HKD.CROSSKD.BETA is 0.5; give at least 1"),
-        (spec(), {"CLASS_WEIGHT": -1.0}, "HKD.CROSSKD.CLASS_WEIGHT is -1.0; give at least 0"),
-        (spec(), {"REUSED_CONVS": 2}, "REUSED_CONVS is 2, and the shorter tower has 1 conv"),
-        (spec(), {"ADAPTER": "3x3"}, "HKD.CROSSKD.ADAPTER is '3x3'"),
-        (spec(one_stage=False), {}, "needs the towers of a RetinaNet or an FCOS in both"),
-        (spec("FCOS"), {}, "one of RetinaNet, the teacher one of FCOS"),
-        (spec(strides=(16, 32)), {}, "compares both networks anchor by anchor"),
-        (spec(towers=None), {}, "knows Detectron2's RetinaNetHead and FCOSHead"),
-        (spec(classes=3), {}, "1 classes and the teacher 3.*or drop 'crosskd'"),
+        (kind_of(), {"BOX_LOSS": "l1"}, "HKD.CROSSKD.BOX_LOSS is 'l1'; choose from giou, iou"),
+        (kind_of(), {"BETA": 0.5}, "HKD.CROSSKD.BETA is 0.5; give at least 1"),
+        (kind_of(), {"CLASS_WEIGHT": -1.0}, "HKD.CROSSKD.CLASS_WEIGHT is -1.0; give at least 0"),
+        (kind_of(), {"REUSED_CONVS": 2}, "REUSED_CONVS is 2, and the shorter tower has 1 conv"),
+        (kind_of(), {"ADAPTER": "3x3"}, "HKD.CROSSKD.ADAPTER is '3x3'"),
+        (kind_of(one_stage=False), {}, "needs the towers of a RetinaNet or an FCOS in both"),
+        (kind_of("FCOS"), {}, "one of RetinaNet, the teacher one of FCOS"),
+        (kind_of(strides=(16, 32)), {}, "compares both networks anchor by anchor"),
+        (kind_of(towers=None), {}, "knows Detectron2's RetinaNetHead and FCOSHead"),
+        (kind_of(num_classes=3), {}, "1 classes and the teacher 3.*or drop 'crosskd'"),
     ],
 )
 def test_what_is_refused(teacher, options, sentence):

@@ -3,60 +3,24 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torchvision.ops import roi_align
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from hkd_d2.distillation import build_terms
-from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, Targets
-from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from helpers.small_maps import NOTHING, build_term, dense_spec, one_stage_spec, passed, spec
+from hkd_d2.distillation.detector_pass import DenseOutputs, Targets
 
 pytestmark = rule(
     "Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums"
 )
 
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 
-
-def spec(head="RetinaNet", classes=1, channels=2, weights=(1.0, 1.0, 1.0, 1.0), levels=(3, 4, 5)):
-    """A one-stage detector; ``head`` None for a two-stage one that pools 2x2 bins."""
+def kind_of(head, classes=1, weights=(1.0,) * 4, levels=(3, 4, 5)):
+    """A one-stage detector; ``head`` None for a two-stage one."""
     strides = [2**level for level in levels]
-    generator = DefaultAnchorGenerator(
-        sizes=[[4 * s] for s in strides], aspect_ratios=[1.0], strides=strides
-    )
-    linear = head == "FCOS"
-    transform = Box2BoxTransformLinear() if linear else Box2BoxTransform(weights)
-    names = [f"p{level}" for level in levels]
-    return DetectorSpec(
-        levels={
-            n: ShapeSpec(channels=channels, stride=s) for n, s in zip(names, strides, strict=True)
-        },
-        roi_levels=names,
-        pooler_resolution=None if head else 2,
-        hidden_channels=None if head else 3,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=weights,
-        dense=DenseSpec.of(head or "RPN", generator, transform),
-        one_stage=head is not None,
-    )
-
-
-def build(name, student, teacher=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = [name]
-    for key, value in options.items():
-        cfg.HKD[name.upper()][key] = value
-    return build_terms(cfg, student, teacher or student)[name]
-
-
-def passed(dense=None, features=None, **kwargs):
-    images = ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)])
-    return DetectorPass(images=images, features=features or {}, dense=dense, **kwargs)
+    dense = dense_spec(head or "RPN", strides, weights=weights)
+    fields = {"dense": dense, "num_classes": classes, "delta_weights": weights}
+    return one_stage_spec(head, strides, **fields) if head else spec(strides, **fields)
 
 
 # Two images, two levels of four and two anchors, two classes: 0 and 1 objects, 2 background.
@@ -79,11 +43,11 @@ def outputs(seed, anchors=None):
 @pytest.mark.parametrize("head", ["RetinaNet", "FCOS"])
 def test_logit_parts_of_dense_heads(head):
     s, t = outputs(0), outputs(1)
-    kind = spec(head, classes=2)
+    kind = kind_of(head, classes=2)
 
     def value(*parts, teacher=None, **options):
-        term = build("logit", kind, teacher, PARTS=list(parts), **options)
-        return term(passed(s), passed(t), NOTHING).item()
+        term = build_term("logit", kind, teacher or kind, PARTS=list(parts), **options)
+        return term(passed(dense=s), passed(dense=t), NOTHING).item()
 
     number = 3  # anchors of objects
     assert FOREGROUND.sum() == number
@@ -110,7 +74,7 @@ def test_logit_parts_of_dense_heads(head):
     both = value("kl", "deltas", TEMPERATURE=2.0, PART_WEIGHTS=[0.5, 2.0])
     assert both == pytest.approx(0.5 * kl.item() + 2 * deltas.item(), rel=1e-5)
     if head == "RetinaNet":  # the teacher's deltas of weights 2 are twice the student's
-        twice = spec(head, classes=2, weights=(2.0,) * 4)
+        twice = kind_of(head, classes=2, weights=(2.0,) * 4)
         halved = F.smooth_l1_loss(ours, theirs / 2, reduction="sum") / number
         assert value("deltas", teacher=twice) == pytest.approx(halved.item(), rel=1e-6)
 
@@ -120,8 +84,8 @@ def test_no_object_gives_no_box_loss_and_a_gradient():
     s.labels = [torch.full((6,), -1)] * 2
     for x in [*s.logits, *s.deltas]:
         x.requires_grad_()
-    loss = build("logit", spec(classes=2), PARTS=["kl", "deltas", "bounded"])(
-        passed(s), passed(t), NOTHING
+    loss = build_term("logit", kind_of("RetinaNet", classes=2), PARTS=["kl", "deltas", "bounded"])(
+        passed(dense=s), passed(dense=t), NOTHING
     )
     loss.backward()
     assert loss.item() == 0
@@ -135,9 +99,9 @@ ROWS = torch.tensor([[8.0, 8, 40, 80], [30, 10, 50, 60], [0, 0, 128, 128]])
 @pytest.mark.parametrize("boxes", ["gt", "teacher", "sampled"])
 def test_region_on_the_common_levels_equals_pooling_by_torchvision(boxes):
     """A two-stage network (p2 to p5) and a one-stage one (p3 to p7) meet on strides 8, 16, 32."""
-    two, one = spec(None, levels=(2, 3, 4, 5)), spec("RetinaNet", levels=(3, 4, 5, 6, 7))
+    two, one = kind_of(None, levels=(2, 3, 4, 5)), kind_of("RetinaNet", levels=(3, 4, 5, 6, 7))
     student, teacher = (two, one) if boxes == "sampled" else (one, two)
-    term = build(
+    term = build_term(
         "region", student, teacher, BOXES=boxes, TEACHER_TOPK=2, POOLER_RESOLUTION=2,
         POOLER_SAMPLING_RATIO=2,
     )  # fmt: skip
@@ -166,4 +130,9 @@ def test_region_on_the_common_levels_equals_pooling_by_torchvision(boxes):
 
 def test_no_common_level_is_refused():
     with pytest.raises(ValueError, match=r"strides \[8.0\] and the teacher's \[16.0\], none in co"):
-        build("region", spec(levels=(3,)), spec(levels=(4,)), BOXES="gt")
+        build_term(
+            "region",
+            kind_of("RetinaNet", levels=(3,)),
+            kind_of("RetinaNet", levels=(4,)),
+            BOXES="gt",
+        )

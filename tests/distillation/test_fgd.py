@@ -1,30 +1,22 @@
 """FGD against numbers worked by hand, with its own normaliser: sums over the number of images."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
-from hkd_d2.distillation import build_terms
+from helpers.small_maps import NOTHING, SIZES, build_term, maps, passed, spec
 from hkd_d2.distillation.detector_pass import Targets
 from hkd_d2.distillation.fgd import GlobalContext
 from hkd_d2.distillation.masks import focal_weights
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
+build = functools.partial(build_term, "fgd")
+
 PARTS = ("FOREGROUND_WEIGHT", "BACKGROUND_WEIGHT", "ATTENTION_WEIGHT", "RELATION_WEIGHT")
-
-
-def build(student=None, teacher=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["fgd"]
-    cfg.HKD.FGD.LEVELS = ["p2", "p3"]
-    for key, value in options.items():
-        cfg.HKD.FGD[key] = value
-    return build_terms(cfg, student or spec(), teacher or spec())["fgd"]
 
 
 def only(part, **options):

@@ -11,10 +11,9 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
 from helpers.rules import rule
-from helpers.small_detectors import make_batch, small_config
-from helpers.small_maps import NOTHING, spec
+from helpers.small_detectors import make_batch
+from helpers.small_maps import NOTHING, build_term, spec
 from helpers.training_steps import plain_in_channels_last, steps
-from hkd_d2.distillation import build_terms
 from hkd_d2.distillation.detector_pass import DetectorPass
 from hkd_d2.distillation.rotation import turn_boxes, turn_images
 from hkd_d2.engine.preflight import check_optimizer, check_terms
@@ -39,12 +38,9 @@ def test_boxes_turn_with_the_pixels(turns):
         assert found == expected
 
 
-def term(student=None, teacher=None, seed=3, **options):
-    cfg = small_config()
-    cfg.SEED = seed
-    cfg.HKD.TERMS = ["hsakd"]
-    cfg.HKD.HSAKD.update({"LEVELS": ["p2", "p3"], "TEACHER_ITERS": 10, **options})
-    return build_terms(cfg, student or spec(), teacher or spec(channels=3))["hsakd"]
+def term(student=None, teacher=None, **options):
+    options = {"TEACHER_ITERS": 10, **options}
+    return build_term("hsakd", student, teacher or spec(channels=3), **options)
 
 
 def backbone(channels):
@@ -242,10 +238,8 @@ def test_wrong_options(options, sentence):
 
 
 def test_a_one_stage_student_is_refused():
-    one_stage = spec()
-    one_stage.one_stage = True
     with pytest.raises(ValueError, match="one-stage; drop 'hsakd'"):
-        term(one_stage)
+        term(spec(one_stage=True))
 
 
 @pytest.fixture

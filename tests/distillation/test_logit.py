@@ -4,47 +4,22 @@ from math import log
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from hkd_d2.distillation import build_terms
-from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.spec import DenseSpec, DetectorSpec
+from helpers.small_maps import NOTHING, build_term, dense_spec, passed, spec
+from hkd_d2.distillation.detector_pass import DenseOutputs, RegionOutputs
 from hkd_d2.distillation.term import DENSE, PREDICTIONS
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
+
+def with_rpn(**options):
+    return spec(dense=dense_spec(**options))
 
 
-def spec(classes=1, rpn_weights=(1.0, 1.0, 1.0, 1.0), anchor=16):
-    generator = DefaultAnchorGenerator(
-        sizes=[[anchor], [32]], aspect_ratios=[1.0], strides=[4, 8], offset=0.0
-    )
-    return DetectorSpec(
-        levels={"p2": ShapeSpec(channels=2, stride=4), "p3": ShapeSpec(channels=2, stride=8)},
-        roi_levels=["p2", "p3"],
-        pooler_resolution=2,
-        hidden_channels=3,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=(10.0, 10.0, 5.0, 5.0),
-        dense=DenseSpec.of("RPN", generator, Box2BoxTransform(rpn_weights)),
-    )
-
-
-def logit(*parts, student=None, teacher=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["logit"]
-    cfg.HKD.LOGIT.PARTS = list(parts)
-    for key, value in options.items():
-        cfg.HKD.LOGIT[key] = value
-    student = student or spec()
-    return build_terms(cfg, student, teacher or student)["logit"]
+def logit(*parts, student=None, **options):
+    return build_term("logit", student or with_rpn(), PARTS=list(parts), **options)
 
 
 def logits_of(probabilities, scale=1.0):
@@ -61,8 +36,7 @@ def passes(student_logits, teacher_logits, classes, dense=(None, None)):
         regions = RegionOutputs([], None, torch.zeros(rows, 3), logits, torch.zeros(rows, 4))
         sampled = Instances((64, 64), proposal_boxes=Boxes(torch.zeros(rows, 4)))
         sampled.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        images = ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)])
-        found.append(DetectorPass(images, {}, dense=outputs, sampled=[sampled], regions=regions))
+        found.append(passed(dense=outputs, sampled=[sampled], regions=regions))
     return found
 
 
@@ -113,7 +87,7 @@ def test_dkd_by_hand(temperature):
 
     def value(*parts, weights=()):
         options = {"TEMPERATURE": temperature, "PART_WEIGHTS": list(weights)}
-        return logit(*parts, student=spec(classes=2), **options)(s, t, NOTHING)
+        return logit(*parts, student=spec(num_classes=2), **options)(s, t, NOTHING)
 
     # tckd, row 0: 1/4 ln 1/2 + 3/4 ln 3/2; row 1: 3/4 ln 3/2 + 1/4 ln 1/2: the same.
     tckd = 0.130812
@@ -192,7 +166,7 @@ def test_chen_on_the_rpn_by_hand():
     assert student.logits[1].grad[1, 0] != 0
     assert student.deltas[0].grad.abs().sum() == 0 and student.deltas[1].grad[0, 0, 0] > 0
     # A teacher whose deltas are of weights 2 means half: 0.25 and 0.15, both better than ours.
-    twice = spec(rpn_weights=(2.0, 2.0, 2.0, 2.0))
+    twice = with_rpn(weights=(2.0, 2.0, 2.0, 2.0))
     halved = logit("rpn_bounded", teacher=twice)(s, t, NOTHING)
     assert halved.item() == pytest.approx((0.04 + 0.09) / 3, rel=1e-5)
 
@@ -216,9 +190,7 @@ def test_no_boxes_give_the_rpns_parts_and_a_gradient():
 
 
 def wider():
-    teacher = spec()
-    teacher.hidden_channels = 5
-    return teacher
+    return spec(hidden_channels=5, dense=dense_spec())
 
 
 def test_what_the_teacher_is_asked_for():
@@ -226,7 +198,7 @@ def test_what_the_teacher_is_asked_for():
     assert PREDICTIONS not in logit("rpn_bounded").needs
     assert {DENSE, PREDICTIONS} <= logit("cross_entropy", "rpn_bounded").needs
     # Objectness has no classes: other class lists are welcome.
-    logit("rpn_cross_entropy", teacher=spec(classes=80))
+    logit("rpn_cross_entropy", teacher=spec(num_classes=80, dense=dense_spec()))
 
 
 @rule("Dense heads are compared on the same anchors or refused")
@@ -241,4 +213,4 @@ def test_what_the_teacher_is_asked_for():
 def test_what_is_refused(options, sentence):
     parts, anchor = options.pop("parts"), options.pop("anchor", 16)
     with pytest.raises(ValueError, match=sentence):
-        logit(*parts, teacher=spec(anchor=anchor), **options)
+        logit(*parts, teacher=with_rpn(sizes=[[anchor], [32]]), **options)

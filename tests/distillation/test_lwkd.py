@@ -7,20 +7,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
 
 from helpers.rules import rule
-from helpers.small_detectors import make_batch, small_config
+from helpers.small_detectors import make_batch
+from helpers.small_maps import NOTHING, build_term, passed_regions, spec
 from helpers.training_steps import plain_in_channels_last, steps
-from hkd_d2.distillation import build_terms, glyphs, lwkd
-from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.spec import DetectorSpec
+from hkd_d2.distillation import glyphs, lwkd
 from hkd_d2.engine.preflight import check_optimizer
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 train_glyph_logits = lwkd.glyph_logits
 
 
@@ -35,34 +31,8 @@ def trained(num_glyphs):
     return train_glyph_logits(num_glyphs)
 
 
-def spec(classes=1, one_stage=False):
-    return DetectorSpec(
-        levels={"p2": ShapeSpec(channels=2, stride=4)},
-        roi_levels=["p2"],
-        pooler_resolution=2,
-        hidden_channels=3,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=(1.0, 1.0, 1.0, 1.0),
-        one_stage=one_stage,
-    )
-
-
 def term(student=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["lwkd"]
-    cfg.HKD.LWKD.update(options)
-    return build_terms(cfg, student or spec(), None)["lwkd"]
-
-
-def passed(logits, classes):
-    sampled = Instances((8, 8), gt_classes=torch.tensor(classes))
-    regions = RegionOutputs(
-        boxes=[Boxes(torch.zeros(len(classes), 4))],
-        pooled=torch.zeros(len(classes), 2, 2, 2),
-        class_logits=logits,
-    )
-    return DetectorPass(images=None, features={}, sampled=[sampled], regions=regions)
+    return build_term("lwkd", student, None, **options)
 
 
 @rule("What a term learns from does not depend on threads or on the caller's random state")
@@ -113,7 +83,7 @@ def test_the_classifier_knows_the_glyphs_and_is_not_sure_of_them(classes, least)
 
 
 def test_pictures_are_given_out_by_class_in_turn():
-    lw = term(spec(classes=2))
+    lw = term(spec(num_classes=2))
     lw.soft_targets = torch.arange(3.0 * 256).view(3, 256, 1).expand(3, 256, 3).clone()
     first = lw.draw(torch.tensor([2, 0, 2, 1]))[:, 0]
     assert first.tolist() == [512, 0, 513, 256]
@@ -129,18 +99,18 @@ def test_loss_by_hand():
         torch.nn.init.zeros_(p)
     lw.discriminator[-1].bias.data.fill_(math.log(3.0))  # D = 3 / 4, whatever it sees
     logits = torch.zeros(1, 2, requires_grad=True)  # p = (1, 1) / 2
-    found = lw(passed(logits, [0]), None, NOTHING)
+    found = lw(passed_regions(logits, [0]), None, NOTHING)
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert found.item() == pytest.approx(4 * kl + 0.5 * -math.log(0.75), rel=1e-5)
 
 
 def test_whom_which_gradient_reaches():
     torch.manual_seed(5)
-    lw = term(spec(classes=2), ADVERSARIAL_WEIGHT=0.7)
+    lw = term(spec(num_classes=2), ADVERSARIAL_WEIGHT=0.7)
     logits = torch.randn(5, 3, requires_grad=True)
     classes = [0, 2, 1, 2, 2]
     soft = copy.deepcopy(lw).draw(torch.tensor(classes))
-    lw(passed(logits, classes), None, NOTHING).backward()
+    lw(passed_regions(logits, classes), None, NOTHING).backward()
 
     # The same in steps of its own: the student by L, the discriminator by L_D.
     d = copy.deepcopy(lw.discriminator)
@@ -160,7 +130,7 @@ def test_whom_which_gradient_reaches():
 
 def test_no_regions():
     lw = term()
-    found = lw(passed(torch.zeros(0, 2, requires_grad=True), []), None, NOTHING)
+    found = lw(passed_regions(torch.zeros(0, 2, requires_grad=True), []), None, NOTHING)
     assert found.item() == 0
     found.backward()
     assert all(p.grad is not None for p in lw.discriminator.parameters())

@@ -1,26 +1,17 @@
 """MGD against numbers worked by hand, and its random masks."""
 
 import copy
+import functools
 
 import pytest
 import torch
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
-from hkd_d2.distillation import build_terms
+from helpers.small_maps import NOTHING, SIZES, build_term, maps, passed, spec
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
-
-def build(student=None, teacher=None, seed=3, **options):
-    cfg = small_config()
-    cfg.SEED = seed
-    cfg.HKD.TERMS = ["mgd"]
-    cfg.HKD.MGD.LEVELS = ["p2", "p3"]
-    for key, value in options.items():
-        cfg.HKD.MGD[key] = value
-    return build_terms(cfg, student or spec(), teacher or spec())["mgd"]
+build = functools.partial(build_term, "mgd")
 
 
 def as_identity(term):

@@ -5,55 +5,22 @@ import math
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
 
-from helpers.small_detectors import make_batch, small_config
+from helpers.small_detectors import make_batch
+from helpers.small_maps import NOTHING, build_term, passed_regions, spec
 from helpers.training_steps import plain_in_channels_last, steps
-from hkd_d2.distillation import build_terms
-from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
-from hkd_d2.distillation.spec import DetectorSpec
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
-
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
-
-
-def spec(hidden=1, classes=1, one_stage=False):
-    return DetectorSpec(
-        levels={"p2": ShapeSpec(channels=2, stride=4)},
-        roi_levels=["p2"],
-        pooler_resolution=2,
-        hidden_channels=hidden,
-        num_classes=classes,
-        class_agnostic_deltas=True,
-        delta_weights=(1.0, 1.0, 1.0, 1.0),
-        one_stage=one_stage,
-    )
 
 
 def osakd(student=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["osakd"]
-    for key, value in {"K": 3, "BANK_SIZE": 12, "READY_AT": 4, **options}.items():
-        cfg.HKD.OSAKD[key] = value
-    return build_terms(cfg, student or spec(), None)["osakd"]
-
-
-def passed(hidden, logits, classes):
-    sampled = Instances((8, 8), gt_classes=torch.tensor(classes))
-    regions = RegionOutputs(
-        boxes=[Boxes(torch.zeros(len(classes), 4))],
-        pooled=torch.zeros(len(classes), 2, 2, 2),
-        hidden=hidden,
-        class_logits=logits,
-    )
-    return DetectorPass(images=None, features={}, sampled=[sampled], regions=regions)
+    options = {"K": 3, "BANK_SIZE": 12, "READY_AT": 4, **options}
+    return build_term("osakd", student or spec(hidden_channels=1), None, **options)
 
 
 @pytest.mark.parametrize("rows", [7, 300])
 def test_votes_by_brute_force(rows):
     torch.manual_seed(3)
-    term = osakd(spec(hidden=5, classes=2), K=4, BANK_SIZE=120)
+    term = osakd(spec(hidden_channels=5, num_classes=2), K=4, BANK_SIZE=120)
     bank, classes = torch.randn(rows, 5), torch.randint(0, 3, (rows,))
     for i in range(0, rows, 10):
         term.remember(bank[i : i + 10], classes[i : i + 10])
@@ -74,7 +41,7 @@ def test_loss_by_hand(loss):
     term.remember(torch.tensor([[0.0], [1.0], [2.0], [9.0]]), torch.tensor([0, 1, 0, 1]))
     hidden = torch.tensor([[0.5]], requires_grad=True)
     logits = torch.tensor([[math.log(3.0), 0.0]], requires_grad=True)
-    found = term(passed(hidden, logits, [0]), None, NOTHING)
+    found = term(passed_regions(logits, [0], hidden), None, NOTHING)
     # Neighbours of 0.5: 0 and 2 of class 0, 1 of class 1, so s = (2.5, 1.5) / 4; p = (3, 1) / 4.
     if loss == "kl":
         expected = 0.625 * math.log(0.625 / 0.75) + 0.375 * math.log(0.375 / 0.25)
@@ -91,12 +58,12 @@ def test_loss_by_hand(loss):
 def test_a_region_does_not_vote_for_itself_and_silence_until_the_bank_is_ready():
     term = osakd(K=1, READY_AT=2)
     hidden, logits = torch.tensor([[1.0], [5.0]]), torch.zeros(2, 2, requires_grad=True)
-    first = term(passed(hidden, logits, [0, 1]), None, NOTHING)
+    first = term(passed_regions(logits, [0, 1], hidden), None, NOTHING)
     assert first.item() == 0
     first.backward()
     assert not logits.grad.any()
     # Region 5 was of class 1 a step ago and says that it is of class 0 now.
-    second = term(passed(hidden[1:], logits[1:], [0]), None, NOTHING)
+    second = term(passed_regions(logits[1:], [0], hidden[1:]), None, NOTHING)
     s = [0.1 / 1.2, 1.1 / 1.2]
     assert second.item() == pytest.approx(sum(p * math.log(2 * p) for p in s), rel=1e-5)
 
@@ -119,7 +86,7 @@ def test_the_bank_keeps_the_last_of_each_class():
 def test_no_regions():
     term = osakd()
     logits = torch.zeros(0, 2, requires_grad=True)
-    found = term(passed(torch.zeros(0, 1), logits, []), None, NOTHING)
+    found = term(passed_regions(logits, [], torch.zeros(0, 1)), None, NOTHING)
     assert found.item() == 0 and found.requires_grad
 
 

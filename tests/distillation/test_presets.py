@@ -1,30 +1,14 @@
 """Presets of feature methods on small detectors: they train, and with weight 0 leave no trace."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from detectron2.config import get_cfg
 
 from helpers.rules import rule
-from helpers.small_detectors import make_batch
+from helpers.small_detectors import make_batch, use_preset
 from helpers.training_steps import steps
-from hkd_d2.config import add_hkd_config
 from hkd_d2.engine.solver import build_optimizer
 
-METHODS = Path(__file__).parents[2] / "configs" / "methods"
 PRESETS = ["fgfi", "defeat", "pkd", "cwd", "fgd", "mgd", "reviewkd"]
-
-
-def use_preset(cfg, name):
-    """Put the terms of a preset, and their nodes, into the config of a small detector."""
-    preset = get_cfg()
-    add_hkd_config(preset)
-    preset.merge_from_file(str(METHODS / f"{name}.yaml"))
-    cfg.HKD.TERMS = preset.HKD.TERMS
-    for term in cfg.HKD.TERMS:
-        cfg.HKD[term.upper()] = preset.HKD[term.upper()]
-    return cfg
 
 
 @pytest.fixture(params=PRESETS)

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
-from hkd_d2.distillation import build_terms
+from helpers.small_maps import NOTHING, SIZES, build_term, maps, passed, spec
 from hkd_d2.distillation.detector_pass import Targets
+from hkd_d2.distillation.spec import DenseSpec
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
 
-def build(student=None, teacher=None, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["pyramid"]
-    cfg.HKD.PYRAMID.LEVELS = ["p2", "p3"]
-    for key, value in options.items():
-        cfg.HKD.PYRAMID[key] = value
-    return build_terms(cfg, student or spec(), teacher or spec())["pyramid"]
+def anchored(anchors=((8, 8),), strides=(4, 8)):
+    """With an RPN whose anchors (width, height) stand on every cell's corner."""
+    cells = [torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in anchors])] * len(strides)
+    return spec(dense=DenseSpec("RPN", list(strides), cells, 0.0, None))
+
+
+def build(student=None, teacher=..., **options):
+    return build_term("pyramid", student or anchored(), teacher, **options)
 
 
 def value(term, student, teacher=None, targets=NOTHING):
@@ -53,9 +53,9 @@ def test_fgfi_takes_the_students_anchors_and_their_offset():
     # Half a stride away, 8x8 anchors are centred at (2 + 4 j, 2 + 4 i): the box (4, 0) to (8, 4)
     # lies in the middle of cell (0, 1), IoU 16 / 64, its neighbours' 8 / 72 across and down and
     # 4 / 76 over the corner: one cell -> 9 / 2. Anchors of the teacher do not count.
-    student = spec()
+    student = anchored()
     student.dense.offset = 0.5
-    term = build(student, spec(anchors=((2, 2), (64, 64))), **FGFI, LEVELS=["p2"])
+    term = build(student, anchored(anchors=((2, 2), (64, 64))), **FGFI, LEVELS=["p2"])
     difference = maps(p2=[(0, 0, 1, 3), (0, 1, 1, 50), (0, 0, 0, 50), (0, 0, 2, 50)])
     assert value(term, difference, targets=box(4.0, 0, 8, 4)) == pytest.approx(4.5)
 
@@ -196,6 +196,6 @@ def test_wrong_options(options, sentence):
 
 def test_fgfi_needs_anchors_on_every_level():
     with pytest.raises(ValueError, match="level of stride 8 has no anchors .*HKD.PYRAMID.LEVELS"):
-        build(spec(strides=(4,)), **FGFI)
+        build(anchored(strides=(4,)), **FGFI)
     with pytest.raises(ValueError, match="fgfi needs MODEL.ANCHOR_GENERATOR.NAME"):
-        build(spec(strides=()), **FGFI)
+        build(spec(), **FGFI)

@@ -1,24 +1,18 @@
 """ReviewKD against numbers worked by hand."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 from helpers.rules import rule
-from helpers.small_detectors import small_config
-from helpers.small_maps import NOTHING, SIZES, maps, passed, spec
-from hkd_d2.distillation import build_terms
+from helpers.small_maps import NOTHING, SIZES, build_term, maps, passed, spec
 from hkd_d2.distillation.reviewkd import Fusion, hierarchical_context_loss
 
 pytestmark = rule("A published method has its own normaliser and weight, by hand")
 
-
-def build(student=None, teacher=None, levels=("p2", "p3")):
-    cfg = small_config()
-    cfg.HKD.TERMS = ["reviewkd"]
-    cfg.HKD.REVIEWKD.LEVELS = list(levels)
-    return build_terms(cfg, student or spec(), teacher or spec())["reviewkd"]
+build = functools.partial(build_term, "reviewkd")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +91,6 @@ def test_gradients_reach_the_student_and_every_parameter():
 def test_levels_in_another_order_are_refused():
     for levels in (("p3", "p2"), ("p2", "p2")):
         with pytest.raises(ValueError, match="HKD.REVIEWKD.LEVELS has strides .* finest first"):
-            build(levels=levels)
+            build(LEVELS=list(levels))
     with pytest.raises(ValueError, match="HKD.REVIEWKD.LEVELS names 'p9'"):
-        build(levels=("p2", "p9"))
+        build(LEVELS=["p2", "p9"])

@@ -3,55 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 
 from helpers.rules import rule
 from helpers.small_detectors import small_config
+from helpers.small_maps import NOTHING, build_term, passed, spec
 from hkd_d2.distillation import build_terms
-from hkd_d2.distillation.detector_pass import DetectorPass, RegionOutputs, Targets
+from hkd_d2.distillation.detector_pass import RegionOutputs, Targets
 from hkd_d2.distillation.logit_box_head import teacher_columns
-from hkd_d2.distillation.spec import DetectorSpec
-
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-
-
-def spec(channels=2, levels=("p2", "p3"), strides=(4, 8), hidden=3, classes=1, agnostic=True, **kw):
-    return DetectorSpec(
-        levels={
-            n: ShapeSpec(channels=channels, stride=s) for n, s in zip(levels, strides, strict=True)
-        },
-        roi_levels=list(levels),
-        pooler_resolution=kw.get("resolution", 2),
-        hidden_channels=hidden,
-        num_classes=classes,
-        class_agnostic_deltas=agnostic,
-        delta_weights=kw.get("delta_weights", WEIGHTS),
-    )
-
-
-def config(term, **options):
-    cfg = small_config()
-    cfg.HKD.TERMS = [term]
-    cfg.HKD.PYRAMID.LEVELS = ["p2", "p3"]
-    for key, value in options.items():
-        cfg.HKD[term.upper()][key] = value
-    return cfg
-
-
-def build(term, student=None, teacher=None, **options):
-    cfg = config(term, **options)
-    return build_terms(cfg, student or spec(), teacher or spec())[term]
-
-
-def passed(features, **kwargs):
-    return DetectorPass(
-        images=ImageList(torch.zeros(1, 3, 8, 16), [(8, 16)]), features=features, **kwargs
-    )
-
-
-NOTHING = Targets(boxes=[torch.zeros(0, 4)], ignore_boxes=[torch.zeros(0, 4)])
 
 
 @rule("Weights are scale-free: a term is a mean, but for FGD and MGD, published as sums")
@@ -60,9 +20,10 @@ def test_pyramid_by_hand():
     # mean over levels: (1 + 9) / 2 = 5
     student = passed({"p2": torch.ones(1, 2, 2, 4), "p3": torch.full((1, 2, 1, 2), 3.0)})
     teacher = passed({"p2": torch.zeros(1, 2, 2, 4), "p3": torch.zeros(1, 2, 1, 2)})
-    assert build("pyramid")(student, teacher, NOTHING).item() == pytest.approx(5)
+    assert build_term("pyramid")(student, teacher, NOTHING).item() == pytest.approx(5)
     # Only p3, as HKD.PYRAMID.LEVELS says.
-    assert build("pyramid", LEVELS=["p3"])(student, teacher, NOTHING).item() == pytest.approx(9)
+    term = build_term("pyramid", LEVELS=["p3"])
+    assert term(student, teacher, NOTHING).item() == pytest.approx(9)
 
 
 def test_pyramid_normalised_by_the_teachers_variance():
@@ -72,7 +33,7 @@ def test_pyramid_normalised_by_the_teachers_variance():
     student = passed({"p2": t2 + 1, "p3": t3 + 20})
     teacher = passed({"p2": t2, "p3": t3})
     # p2: 1 / 1, p3: 400 / 100 -> (1 + 4) / 2
-    loss = build("pyramid", NORMALIZE="teacher_variance")(student, teacher, NOTHING)
+    loss = build_term("pyramid", NORMALIZE="teacher_variance")(student, teacher, NOTHING)
     assert loss.item() == pytest.approx(2.5, rel=1e-5)
 
 
@@ -88,18 +49,18 @@ def test_pyramid_masks_leave_ignore_regions_out():
         boxes=[torch.tensor([[0.0, 0, 4, 4]])], ignore_boxes=[torch.tensor([[0.0, 0, 8, 4]])]
     )
     # foreground: one cell, difference 1 -> 1; level p3 has no box of its own -> 0; mean 1/2
-    loss = build("pyramid", MASK="boxes")(student, teacher, targets)
+    loss = build_term("pyramid", MASK="boxes")(student, teacher, targets)
     assert loss.item() == pytest.approx(0.5)
     # split: p2 (1 * 1 + 0.25 * 9) / (1 + 0.25 * 6) = 3.25 / 2.5; p3 has background only -> 0
-    loss = build("pyramid", MASK="split", BACKGROUND_WEIGHT=0.25)(student, teacher, targets)
+    loss = build_term("pyramid", MASK="split", BACKGROUND_WEIGHT=0.25)(student, teacher, targets)
     assert loss.item() == pytest.approx(3.25 / 2.5 / 2)
 
 
 @rule("Levels are matched by stride, between two-stage and one-stage detectors too")
 def test_levels_are_matched_by_stride_with_adapters():
     student = spec(channels=2)
-    teacher = spec(channels=3, levels=("q1", "q2", "q3"), strides=(2, 4, 8))
-    term = build("pyramid", student, teacher)
+    teacher = spec((2, 4, 8), 3, names=("q1", "q2", "q3"))
+    term = build_term("pyramid", student, teacher)
     assert {k: tuple(a.weight.shape) for k, a in term.adapters.items()} == {
         "p2": (3, 2),
         "p3": (3, 2),
@@ -132,11 +93,11 @@ def regions(rows, channels=2, seed=0, deltas=4, classes=1, hidden=3):
 @pytest.mark.parametrize("distance", ["mse", "l1", "smooth_l1"])
 def test_region_on_sampled_boxes(distance):
     s, t = regions(5), regions(5, seed=1)
-    term = build("region", DISTANCE=distance)
+    term = build_term("region", DISTANCE=distance)
     found = term(passed({}, regions=s), passed({}, regions=t), NOTHING)
     reference = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[distance]
     assert found.item() == pytest.approx(reference(s.pooled, t.pooled).item(), rel=1e-6)
-    term = build("region", DISTANCE=distance, NORMALIZE="teacher_variance")
+    term = build_term("region", DISTANCE=distance, NORMALIZE="teacher_variance")
     normalised = term(passed({}, regions=s), passed({}, regions=t), NOTHING)
     expected = found.item() / t.pooled.var(correction=0).item()
     assert normalised.item() == pytest.approx(expected, rel=1e-4)
@@ -156,7 +117,7 @@ def test_mimic_by_hand():
     maps[0]["p2"].requires_grad_()
     rows = torch.tensor([[8.0, 8, 40, 56], [40, 10, 60, 50]])
     proposals = Instances((64, 128), proposal_boxes=Boxes(rows))
-    term = build("region", BOXES="teacher", REDUCTION="half_mean")
+    term = build_term("region", BOXES="teacher", REDUCTION="half_mean")
     loss = term(passed(maps[0]), passed(maps[1], proposals=[proposals]), NOTHING)
     assert loss.item() == pytest.approx(2.5, rel=1e-6)
     loss.backward()
@@ -181,7 +142,7 @@ def test_region_on_other_boxes_equals_pooling_by_torchvision(boxes, normalize):
     rows = torch.tensor([[4.0, 4, 20, 40], [30, 10, 50, 60]])
     targets = Targets(boxes=[rows], ignore_boxes=[torch.zeros(0, 4)])
     proposals = Instances((64, 128), proposal_boxes=Boxes(torch.cat([rows, rows + 8])))
-    term = build("region", BOXES=boxes, NORMALIZE=normalize, TEACHER_TOPK=2)
+    term = build_term("region", BOXES=boxes, NORMALIZE=normalize, TEACHER_TOPK=2)
     found = term(passed(maps["s"]), passed(maps["t"], proposals=[proposals]), targets)
     pooled = [
         roi_align(maps[side]["p2"], [rows], 2, spatial_scale=0.25, sampling_ratio=0, aligned=True)
@@ -209,7 +170,7 @@ def test_logit_parts_by_composition():
     ours, theirs = passed({}, regions=s, sampled=rows), passed({}, regions=t)
 
     def value(*parts, **options):
-        return build("logit", PARTS=list(parts), **options)(ours, theirs, NOTHING).item()
+        return build_term("logit", PARTS=list(parts), **options)(ours, theirs, NOTHING).item()
 
     hidden = F.mse_loss(s.hidden, t.hidden).item()
     predictions = 0.5 * (
@@ -222,7 +183,7 @@ def test_logit_parts_by_composition():
     )
     foreground = [0, 2]  # class 1 is the background of one class
     deltas = F.smooth_l1_loss(s.deltas[foreground], t.deltas[foreground], reduction="sum") / 4
-    target = Box2BoxTransform(WEIGHTS).get_deltas(
+    target = Box2BoxTransform(spec().delta_weights).get_deltas(
         rows[0].proposal_boxes.tensor[foreground], rows[0].gt_boxes.tensor[foreground]
     )
     es = (s.deltas[foreground] - target).square().sum(1)
@@ -244,24 +205,24 @@ def test_deltas_are_brought_to_the_students_parametrisation():
     s = RegionOutputs([], t.pooled, t.hidden, t.class_logits, t.deltas / 2)
     ours, theirs = passed({}, regions=s, sampled=sampled([0])), passed({}, regions=t)
     teacher = spec(delta_weights=(20.0, 20.0, 10.0, 10.0))
-    term = build("logit", teacher=teacher, PARTS=["deltas", "predictions"])
+    term = build_term("logit", teacher=teacher, PARTS=["deltas", "predictions"])
     assert term(ours, theirs, NOTHING).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_teacher_with_another_class_list():
-    coco = spec(classes=80, agnostic=False)
+    coco = spec(num_classes=80, class_agnostic_deltas=False)
     for name in ("pyramid", "region"):
-        build(name, teacher=coco)
-    build("logit", teacher=coco, PARTS=["hidden"])
+        build_term(name, teacher=coco)
+    build_term("logit", teacher=coco, PARTS=["hidden"])
     with pytest.raises(ValueError, match="1 classes and the teacher 80.*HKD.TEACHER.CLASS_MAP"):
-        build("logit", teacher=coco)
+        build_term("logit", teacher=coco)
 
     # person is class 0 of 80: logits 0 and 80 (background), deltas 0 to 3
     assert teacher_columns([0], spec(), coco) == ([0, 80], [0, 1, 2, 3])
     assert teacher_columns([2], spec(), coco) == ([2, 80], [8, 9, 10, 11])
-    two = spec(classes=2, agnostic=False)
+    two = spec(num_classes=2, class_agnostic_deltas=False)
     assert teacher_columns([5, 1], two, coco)[1] == [20, 21, 22, 23, 4, 5, 6, 7]
-    assert teacher_columns([], two, spec(classes=2))[1] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert teacher_columns([], two, spec(num_classes=2))[1] == [0, 1, 2, 3, 0, 1, 2, 3]
     for class_map, sentence in [
         ([0, 1], "2 entries for 1 student"),
         ([80], "classes 0 to 79"),
@@ -269,7 +230,7 @@ def test_a_teacher_with_another_class_list():
         with pytest.raises(ValueError, match=sentence):
             teacher_columns(class_map, spec(), coco)
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG to False"):
-        teacher_columns([0, 1], spec(classes=2), coco)
+        teacher_columns([0, 1], spec(num_classes=2), coco)
 
 
 def test_class_map_picks_the_teachers_columns():
@@ -278,9 +239,9 @@ def test_class_map_picks_the_teachers_columns():
     s = RegionOutputs(
         [], t.pooled, t.hidden, t.class_logits[:, [7, 80]].clone(), t.deltas[:, 28:32].clone()
     )
-    cfg = config("logit", PARTS=["predictions", "kl", "deltas"])
-    cfg.HKD.TEACHER.CLASS_MAP = [7]
-    term = build_terms(cfg, spec(), spec(classes=80, agnostic=False))["logit"]
+    coco = spec(num_classes=80, class_agnostic_deltas=False)
+    parts = ["predictions", "kl", "deltas"]
+    term = build_term("logit", teacher=coco, class_map=[7], PARTS=parts)
     rows = sampled([0, 0, 1])
     ours, theirs = passed({}, regions=s, sampled=rows), passed({}, regions=t)
     assert term(ours, theirs, NOTHING).item() == pytest.approx(0, abs=1e-6)
@@ -292,7 +253,7 @@ def test_no_boxes_give_zero_with_a_gradient():
     empty.pooled.requires_grad_()
     empty.hidden.requires_grad_()
     ours = passed({}, regions=empty, sampled=sampled([]))
-    for term in (build("region"), build("logit")):
+    for term in (build_term("region"), build_term("logit")):
         loss = term(ours, passed({}, regions=regions(0)), NOTHING)
         assert loss.item() == 0
         loss.backward()
@@ -320,17 +281,17 @@ def test_no_boxes_give_zero_with_a_gradient():
 )
 def test_wrong_options(term, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        build(term, **options)
+        build_term(term, **options)
 
 
 @rule("What cannot work stops the run before its first step, with one sentence")
 def test_pairs_that_do_not_fit():
     with pytest.raises(ValueError, match="level 'p3' has stride 8, which no level of the teacher"):
-        build("pyramid", teacher=spec(levels=("p2", "p4"), strides=(4, 16)))
+        build_term("pyramid", teacher=spec((4, 16)))
     with pytest.raises(ValueError, match="student pools 2x2 bins, the teacher 7x7"):
-        build("region", teacher=spec(resolution=7))
+        build_term("region", teacher=spec(pooler_resolution=7))
     with pytest.raises(ValueError, match=r"strides \[4.0, 8.0\], the teacher from \[4.0, 16.0\]"):
-        build("region", teacher=spec(levels=("p2", "p4"), strides=(4, 16)))
+        build_term("region", teacher=spec((4, 16)))
 
 
 def test_unknown_and_repeated_terms():

@@ -1,9 +1,6 @@
 """The compiled miss rate against its definition, to the last bit of every curve."""
 
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hkd_d2
+from helpers.command import run_code
 from helpers.published_data import CITYPERSONS, needs_citypersons
 from helpers.rules import rule
 from helpers.same_bits import assert_same_bits
@@ -351,15 +349,6 @@ def test_the_choice_is_the_one_that_runs(monkeypatch):
     assert evaluate_miss_rate(truth(people), detections, impl="reference")["All"].miss_rate == 0
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
 SCORE = """
 truth = {"images": [{"id": 0}], "categories": [{"id": 1}], "annotations": []}
 print(evaluate_miss_rate(truth, [])["All"].miss_rate, COMPILED)
@@ -368,12 +357,13 @@ print(evaluate_miss_rate(truth, [])["All"].miss_rate, COMPILED)
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_neither_needs_torch(compiled):
-    done = run_python(
+    done = run_code(
         "import sys; sys.modules.update(torch=None, detectron2=None)\n"
         + ("" if compiled else "sys.modules['hkd_d2._native'] = None\n")
         + "from hkd_d2.evaluation.miss_rate import COMPILED, evaluate_miss_rate"
         + SCORE
-        + ("" if compiled else "evaluate_miss_rate(truth, [], impl='compiled')")
+        + ("" if compiled else "evaluate_miss_rate(truth, [], impl='compiled')"),
+        status=0 if compiled else 1,
     )
     assert done.stdout.split() == ["-100.0", str(compiled)], done.stderr
     if not compiled:
@@ -382,7 +372,7 @@ def test_neither_needs_torch(compiled):
 
 def test_a_module_of_an_older_state_is_said(tmp_path):
     (tmp_path / "_native.py").write_text("")
-    done = run_python(
+    done = run_code(
         f"import hkd_d2; hkd_d2.__path__.insert(0, {str(tmp_path)!r})\n"
         "from hkd_d2.evaluation.miss_rate import COMPILED, evaluate_miss_rate" + SCORE
     )

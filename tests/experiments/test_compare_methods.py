@@ -1,36 +1,25 @@
 """experiments.compare_methods: the whole way in small, used again, stopped, and its sentences."""
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from experiments import compare_methods as tool
 from experiments.methods import FAMILIES, plan_teacher
 from experiments.runs import train_all
+from helpers.command import run_python
 from helpers.rules import rule
 
 pytestmark = rule(
     "Finished runs are used again, changed ones start over, and differences are paired by seed"
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module")
-def tool():
-    file = ROOT / "experiments" / "compare_methods.py"
-    spec = importlib.util.spec_from_file_location("compare_methods", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_whole_way_twice(tool, tmp_path, monkeypatch, capsys):
+def test_whole_way_twice(tmp_path, monkeypatch, capsys):
     places = ["--output", str(tmp_path / "out"), "--quickstart", str(tmp_path / "quickstart")]
     common = ["--smoke", "--seeds", "0", *places]
     tool.main([*common, "--methods", "hkd,hkd_citypersons"])
@@ -74,9 +63,8 @@ def test_whole_way_twice(tool, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_sentence(options, sentence, tmp_path):
-    command = [sys.executable, str(ROOT / "experiments" / "compare_methods.py"), *options]
-    command += ["--output", str(tmp_path / "out"), "--quickstart", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    places = ["--output", tmp_path / "out", "--quickstart", tmp_path]
+    done = run_python("-m", "experiments.compare_methods", *options, *places, status=None)
     assert done.returncode and "Traceback" not in done.stderr
     assert re.search(sentence, done.stderr)
 

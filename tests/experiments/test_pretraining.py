@@ -1,14 +1,10 @@
 """The comparison of pre-training methods: its pictures, runs used again, gains by hand."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
-from experiments import pretraining
-
-TOOL = Path(__file__).resolve().parents[2] / "experiments" / "compare_pretraining.py"
+from experiments import compare_pretraining, pretraining
 
 
 def record(method, seed, student, **more):
@@ -73,9 +69,8 @@ def test_a_finished_run_is_used_again_unless_its_settings_changed(small, tmp_pat
 
 
 def test_unknown_methods_are_refused(tmp_path):
-    main = runpy.run_path(str(TOOL))["main"]
     with pytest.raises(ValueError, match="'crd' is no method; choose from labels, kd"):
-        main(["--methods", "crd", "--output", str(tmp_path)])
+        compare_pretraining.main(["--methods", "crd", "--output", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,7 +83,6 @@ def test_unknown_methods_are_refused(tmp_path):
     ],
 )
 def test_words_that_are_no_options(tmp_path, arguments, named):
-    main = runpy.run_path(str(TOOL))["main"]
     with pytest.raises(ValueError, match=f"{named}.* (is no config key|has no value)"):
-        main(["--output", str(tmp_path), *arguments])
+        compare_pretraining.main(["--output", str(tmp_path), *arguments])
     assert not list(tmp_path.iterdir())

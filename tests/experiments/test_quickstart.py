@@ -1,16 +1,15 @@
 """The quickstart: its statistics by hand, what it uses again, and the whole way in small."""
 
 import argparse
-import importlib.util
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from experiments import quickstart
 from experiments import runs as training
 from helpers.rules import rule
 from hkd_d2.data.streets import PROVENANCE, generate_streets
@@ -20,23 +19,11 @@ pytestmark = rule(
     "Finished runs are used again, changed ones start over, and differences are paired by seed"
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def quickstart():
-    spec = importlib.util.spec_from_file_location(
-        "quickstart", ROOT / "experiments" / "quickstart.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 # ------------------------------------------------------------------------------------- statistics
 
 
-def make_rows(q, teacher, plain, distilled):
+def make_rows(teacher, plain, distilled):
     """Rows of the table, the same value in every miss rate; (miss rate, AP) pairs."""
 
     def row(kind, seed, values):
@@ -46,19 +33,18 @@ def make_rows(q, teacher, plain, distilled):
             "model": kind,
             "seed": seed,
             **weight,
-            **dict.fromkeys(q.MISS_RATES, miss),
+            **dict.fromkeys(quickstart.MISS_RATES, miss),
             "AP": ap,
         }
 
-    rows = [row(q.TEACHER, 7, teacher)]
+    rows = [row(quickstart.TEACHER, 7, teacher)]
     for seed, (a, b) in enumerate(zip(plain, distilled, strict=True)):
-        rows += [row(q.PLAIN, seed, a), row(q.DISTILLED, seed, b)]
+        rows += [row(quickstart.PLAIN, seed, a), row(quickstart.DISTILLED, seed, b)]
     return rows
 
 
-def test_summary_over_three_seeds_by_hand(quickstart):
+def test_summary_over_three_seeds_by_hand():
     rows = make_rows(
-        quickstart,
         (20.0, 50.0),
         [(40.0, 30.0), (46.0, 32.0), (43.0, 34.0)],
         [(37.0, 33.0), (40.0, 34.0), (41.0, 38.0)],
@@ -80,22 +66,22 @@ def test_summary_over_three_seeds_by_hand(quickstart):
     assert "shown. Mean" in quickstart.judge(difference, 3)
 
 
-def test_summary_of_one_seed_says_little(quickstart):
-    rows = make_rows(quickstart, (20.0, 50.0), [(40.0, 30.0)], [(37.0, 33.0)])
+def test_summary_of_one_seed_says_little():
+    rows = make_rows((20.0, 50.0), [(40.0, 30.0)], [(37.0, 33.0)])
     difference, closed = quickstart.summarise(rows)
     assert difference["Heavy"] == pytest.approx(3.0) and difference["Heavy_se"] is None
     assert closed["Heavy"] == pytest.approx(15.0)
     assert "one seed says little" in quickstart.judge(difference, 1)
 
 
-def test_gap_to_a_worse_teacher_is_no_gap(quickstart):
-    rows = make_rows(quickstart, (60.0, 10.0), [(40.0, 30.0)], [(37.0, 33.0)])
+def test_gap_to_a_worse_teacher_is_no_gap():
+    rows = make_rows((60.0, 10.0), [(40.0, 30.0)], [(37.0, 33.0)])
     _, closed = quickstart.summarise(rows)
     assert closed["Reasonable"] is None and closed["AP"] is None
 
 
-def test_what_cannot_be_scored_is_a_dash(quickstart):
-    rows = make_rows(quickstart, (20.0, 50.0), [(40.0, 30.0)] * 2, [(37.0, 33.0)] * 2)
+def test_what_cannot_be_scored_is_a_dash():
+    rows = make_rows((20.0, 50.0), [(40.0, 30.0)] * 2, [(37.0, 33.0)] * 2)
     for row in rows:
         row["Heavy"] = None
     summary = quickstart.summarise(rows)
@@ -113,18 +99,18 @@ def test_what_cannot_be_scored_is_a_dash(quickstart):
     "gain, error, verdict",
     [(2.0, 1.9, ": shown."), (2.0, 2.0, ": not shown."), (-3.0, 1.0, ": not shown.")],
 )
-def test_claim_needs_more_than_the_standard_error(quickstart, gain, error, verdict):
+def test_claim_needs_more_than_the_standard_error(gain, error, verdict):
     assert verdict in quickstart.judge({"Reasonable": gain, "Reasonable_se": error}, 3)
 
 
-def test_nothing_to_find_shows_nothing(quickstart):
+def test_nothing_to_find_shows_nothing():
     assert "not shown, nothing to find" in quickstart.judge({"Reasonable": None}, 3)
 
 
 # --------------------------------------------------------------------------------- small functions
 
 
-def test_progress_is_read_from_the_log(quickstart):
+def test_progress_is_read_from_the_log():
     line = (
         "[11/23 11:39:24 d2.utils.events]:  eta: 1 day, 0:09:10  iter: 319  total_loss: 0.802  "
         "loss_cls: 0.3374    time: 0.7264  last_time: 1.3433   lr: 0.00083554  \n"
@@ -136,14 +122,14 @@ def test_progress_is_read_from_the_log(quickstart):
     assert training.read_progress("anything else\n") is None
 
 
-def test_seeds(quickstart):
+def test_seeds():
     assert quickstart.parse_seeds("0,2,1") == [0, 2, 1]
     for text in ("", "a", "0,0", "-1", "0 1"):
         with pytest.raises(argparse.ArgumentTypeError, match="no list of seeds"):
             quickstart.parse_seeds(text)
 
 
-def test_models_take_turns(quickstart, monkeypatch):
+def test_models_take_turns(monkeypatch):
     calls, clock = [], iter(range(10**6))
     monkeypatch.setattr(quickstart, "PedestrianMapper", lambda cfg, train: lambda record: record)
     monkeypatch.setattr(quickstart.time, "perf_counter", lambda: next(clock))
@@ -154,7 +140,7 @@ def test_models_take_turns(quickstart, monkeypatch):
     assert calls[:4] == [("a", [0]), ("b", [0]), ("a", [1]), ("b", [1])]
 
 
-def test_choice_of_images(quickstart):
+def test_choice_of_images():
     """One pedestrian an image at most; who finds it is given as a letter: d, p, b(oth), or none."""
     box, none = np.array([[0.0, 0, 10, 20]]), np.zeros((0, 4))
 
@@ -183,7 +169,7 @@ def test_choice_of_images(quickstart):
 
 
 @pytest.fixture
-def finished(quickstart, tmp_path):
+def finished(tmp_path):
     """Runs of one seed that look as if they had been trained."""
     (tmp_path / "streets").mkdir()
     (tmp_path / "streets" / PROVENANCE).write_text('{"seed": 0}')
@@ -195,7 +181,7 @@ def finished(quickstart, tmp_path):
     return runs
 
 
-def test_finished_runs_are_used_again(quickstart, finished, monkeypatch, capsys):
+def test_finished_runs_are_used_again(finished, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", None)  # training would fail
     for run in finished:
         assert run.changed() == []
@@ -204,7 +190,7 @@ def test_finished_runs_are_used_again(quickstart, finished, monkeypatch, capsys)
     assert quickstart.predict(finished, 1.0) == 0
 
 
-def test_changes_are_named(quickstart, finished, tmp_path):
+def test_changes_are_named(finished, tmp_path):
     teacher, plain, distilled = finished
     teacher.weights.write_bytes(b"other weights")
     assert [run.changed() for run in finished] == [[], [], ["the teacher's weights"]]
@@ -222,7 +208,7 @@ def test_another_place_changes_nothing(finished, tmp_path):
         assert str(tmp_path) not in json.dumps(run.settings())
 
 
-def test_interrupted_run_starts_over(quickstart, finished, monkeypatch, capsys):
+def test_interrupted_run_starts_over(finished, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -236,7 +222,7 @@ def test_interrupted_run_starts_over(quickstart, finished, monkeypatch, capsys):
         assert plain.changed() is None and not plain.weights.exists()
 
 
-def test_folders_of_others_are_left_alone(quickstart, tmp_path):
+def test_folders_of_others_are_left_alone(tmp_path):
     teacher, *_ = quickstart.plan_runs(tmp_path, [0], smoke=True)
     teacher.folder.mkdir()
     (teacher.folder / "model_final.pth").write_bytes(b"mine")
@@ -245,7 +231,7 @@ def test_folders_of_others_are_left_alone(quickstart, tmp_path):
     assert teacher.weights.read_bytes() == b"mine"
 
 
-def test_remaining_time_scales_with_what_was_measured(quickstart, tmp_path):
+def test_remaining_time_scales_with_what_was_measured(tmp_path):
     runs = quickstart.plan_runs(tmp_path, [0], smoke=True)
     assert quickstart.measured_speed(runs) == 1.0
     nominal = [2 * quickstart.SECONDS_PER_ITERATION[run.kind] for run in runs]  # two iterations
@@ -273,7 +259,7 @@ def streets_unregistered():
             yield
 
 
-def test_whole_way_twice(quickstart, streets_unregistered, tmp_path, monkeypatch, capsys):
+def test_whole_way_twice(streets_unregistered, tmp_path, monkeypatch, capsys):
     output = tmp_path / "quickstart"
     quickstart.main(["--smoke", "--seeds", "0", "--output", str(output)])
     printed = capsys.readouterr().out
@@ -325,7 +311,7 @@ def test_whole_way_twice(quickstart, streets_unregistered, tmp_path, monkeypatch
     assert json.loads((output / "results.json").read_text())["claim"] == content["claim"]
 
 
-def test_failed_training_is_told_and_not_used(quickstart, tmp_path):
+def test_failed_training_is_told_and_not_used(tmp_path):
     generate_streets(tmp_path / "streets", num_train=1, num_val=1, workers=1)
     teacher, *_ = quickstart.plan_runs(tmp_path, [0], smoke=True)
     teacher.changes = [*teacher.changes, "HKD.SOLVER.OPTIMIZER", "adam"]

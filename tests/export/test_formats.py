@@ -1,8 +1,6 @@
 """Every kind of detector leaves as every format and finds what Detectron2 finds."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import hkd_d2
+from helpers.command import run_code
 from helpers.rules import rule
 from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.config import add_hkd_config
@@ -303,9 +302,7 @@ def test_an_onnx_file_needs_neither_torch_nor_detectron2(onnx_file):
         "image = numpy.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=numpy.uint8)\n"
         "print(len(detector.detect([image])[0]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(reference.detect(images()[:1])[0])
+    assert int(run_code(code).stdout) == len(reference.detect(images()[:1])[0])
 
 
 @pytest.mark.parametrize("kind", ["two classes", "retinanet"])

@@ -1,5 +1,7 @@
 """Detectors small enough to build and train in a test, and batches to feed them."""
 
+from pathlib import Path
+
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
@@ -8,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 
 from hkd_d2.config import add_hkd_config
 
+METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 # Boxes (XYXY) of the objects of the two images of a batch, and of an ignore region in each.
 OBJECTS = [[[8, 10, 30, 60], [50, 5, 68, 50]], [[20, 12, 44, 62], [60, 20, 76, 58]]]
 IGNORE = [[[70, 0, 96, 64]], [[0, 0, 16, 64]]]
@@ -80,6 +83,22 @@ def cascade_config(channels=16, hidden=24, width=0.25):
     cfg = small_config(channels, hidden, width)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = (0.5, 0.5, 0.5)
+    return cfg
+
+
+def preset(name):
+    """The config of a published method, of configs/methods."""
+    cfg = get_cfg()
+    add_hkd_config(cfg)
+    cfg.merge_from_file(str(METHODS / f"{name}.yaml"))
+    return cfg
+
+
+def use_preset(cfg, name):
+    """Put a preset's HKD node into a small student's config, but for its backbone and teacher."""
+    kept = ("BACKBONE", "TEACHER")
+    cfg.HKD.update({key: node for key, node in preset(name).HKD.items() if key not in kept})
+    cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
     return cfg
 
 

@@ -1,8 +1,6 @@
 """A detector from a file finds what Detectron2 finds, in any company and from any thread."""
 
 import concurrent.futures
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 import hkd_d2
+from helpers.command import run_code
 from helpers.rules import rule
 from helpers.small_detectors import cascade_config, one_stage_config, save_teacher, small_config
 from hkd_d2.inference import Detections, Detector
@@ -196,10 +195,4 @@ def test_images_need_neither_torch_nor_detectron2():
         "import sys; sys.modules.update(torch=None, detectron2=None); "
         "import hkd_d2.inference as i; print(i.load_detector.__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "load_detector", done.stderr
+    assert run_code(code).stdout.strip() == "load_detector"

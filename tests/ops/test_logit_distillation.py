@@ -2,11 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +18,7 @@ from ops.comparisons import (
 from torch.autograd import gradcheck
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.command import run_code
 from helpers.rules import rule
 from hkd_d2.ops import (
     _library,
@@ -32,7 +28,6 @@ from hkd_d2.ops import (
     soft_cross_entropy_loss,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = [
     "adaptive_distillation_loss",
     "bounded_regression_loss",
@@ -816,14 +811,4 @@ def test_narrower_instruction_sets_agree(isa):
             )
             torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-8)
     """
-    environment = os.environ | {
-        "HKD_CPU_ISA": isa,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_code(program, HKD_CPU_ISA=isa)

@@ -1,9 +1,6 @@
 """What `import hkd_d2.ops` needs and gives, and how ``impl`` chooses."""
 
 import inspect
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -11,11 +8,11 @@ import pytest
 import torch
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.command import run_code, run_python
 from helpers.rules import rule
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
-ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = [
     "adaptive_distillation_loss",
     "bounded_regression_loss",
@@ -36,10 +33,8 @@ def run_without(blocked, code):
                 if name.split(".")[0] in {set(blocked)!r}:
                     raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
         sys.meta_path.insert(0, Block())
-        sys.path.insert(0, {str(ROOT)!r})
     """
-    program = textwrap.dedent(prelude) + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return run_code(textwrap.dedent(prelude) + textwrap.dedent(code), status=None)
 
 
 @rule("hkd_d2.ops needs PyTorch alone")
@@ -148,10 +143,7 @@ def test_build_info_is_that_of_this_build():
 
 def test_the_command_prints_what_runs():
     # The machine's set can be lowered, never raised.
-    command = [sys.executable, "-m", "hkd_d2.ops"]
-    environment = {**os.environ, "HKD_CPU_ISA": "baseline"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = run_python("-m", "hkd_d2.ops", HKD_CPU_ISA="baseline")
     rows = [line.split() for line in result.stdout.splitlines()]
     for name in _library.OPERATORS:
         cuda = "fused" if (name, "cuda") in _library.COMPILED else "reference"

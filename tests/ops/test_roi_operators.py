@@ -3,11 +3,6 @@ fused against the reference."""
 
 import functools
 import inspect
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,11 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
+from helpers.command import run_code
 from helpers.rules import rule
 from hkd_d2 import ops
 from hkd_d2.ops import _library, reference
 
-ROOT = Path(__file__).resolve().parents[2]
 DISTANCES = ["mse", "l1", "smooth_l1", "cosine"]
 STRIDES = [4, 8, 16, 32]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -776,17 +771,7 @@ def test_narrower_instruction_sets_agree(isa):
                     )
                     assert_as_exact(function, leaves, dtype)
     """
-    environment = os.environ | {
-        "HKD_CPU_ISA": isa,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_code(program, HKD_CPU_ISA=isa)
 
 
 # ---------------------------------------------------------------------- as PyTorch knows them
