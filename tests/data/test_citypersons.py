@@ -111,6 +111,7 @@ def test_training_counts(write_citypersons):
     assert training_counts(records, 101, 0.51)["positives"] == 0
 
 
+@pytest.mark.long
 def test_picture(write_citypersons, draw):
     # A group is a crowd; its visible part is not known. One of the rest is seen whole.
     counts = draw("citypersons", write_citypersons("mat"), "val")

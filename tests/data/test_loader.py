@@ -106,6 +106,7 @@ def one_rank(rank, cfg, path):
     torch.save(found, f"{path}.{rank}")
 
 
+@pytest.mark.long
 @rule("Every batch holds the ratio of labelled and pseudo-labelled images")
 @pytest.mark.parametrize("batch", [2, 4])
 def test_two_processes_have_other_images_and_the_ratio(cfg, tmp_path, batch):

@@ -49,6 +49,7 @@ def pedestrians(objects):
     return [(row["bbox"][3], share) for row, share in zip(rows, shares, strict=True)]
 
 
+@pytest.mark.long
 def test_same_files_for_any_number_of_workers(streets, tmp_path):
     generate_streets(tmp_path / "two", workers=2, **SMALL)
     assert digest(tmp_path / "two") == digest(streets)
@@ -164,6 +165,7 @@ def test_counts_make_an_evaluation(forty):
     assert np.mean((heights >= 15) & (heights <= 125)) > 0.8
 
 
+@pytest.mark.long
 def test_pedestrians_have_the_aspect_of_citypersons(forty):
     shapes = [
         row["bbox"] for _, objects, _ in forty for row in objects if row["label"] == "pedestrian"
@@ -241,6 +243,7 @@ def test_contact_sheet(streets, tmp_path):
         contact_sheet(tmp_path)
 
 
+@pytest.mark.long
 def test_command_line(tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "hkd_d2", "data", "streets", "--workers", "1"]

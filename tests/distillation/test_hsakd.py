@@ -249,6 +249,7 @@ def hsakd_cfg(hkd_cfg):
     return hkd_cfg
 
 
+@pytest.mark.long
 @rule("Neutrality: with weights 0 a run equals plain Detectron2 bit for bit")
 @pytest.mark.parametrize(
     "norm, channels_last, mutual", [("GN", False, False), ("BN", True, False), ("BN", False, True)]
@@ -305,6 +306,7 @@ def test_the_teachers_heads_learn_in_their_phase_and_never_after(hsakd_cfg, buil
     assert histories["student"][2:] == [False, False]
 
 
+@pytest.mark.long
 def test_heads_learn_the_turns_then_the_student_the_heads(hsakd_cfg, build, tmp_path):
     hsakd_cfg.HKD.HSAKD.update(TEACHER_ITERS=12, TURNED=3)
     hsakd_cfg.HKD.HSAKD.LEVELS = ["p2", "p3"]
@@ -328,6 +330,7 @@ def test_heads_learn_the_turns_then_the_student_the_heads(hsakd_cfg, build, tmp_
     assert all(torch.equal(state[k], state0[k]) for k in state0)
 
 
+@pytest.mark.long
 def test_mutual_heads_learn_from_each_other_all_the_time(hsakd_cfg, build):
     hsakd_cfg.HKD.HSAKD.update(MUTUAL=True, TURNED=3, LEVELS=["p2", "p3"])
     model = build(hsakd_cfg)

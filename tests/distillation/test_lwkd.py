@@ -70,6 +70,7 @@ def test_there_are_only_so_many_glyphs():
         glyphs.glyph_templates(40000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes, least", [(1, 0.95), (20, 0.9)])
 def test_the_classifier_knows_the_glyphs_and_is_not_sure_of_them(classes, least):
     model = glyphs.train_classifier(classes, torch.Generator().manual_seed(0))
@@ -104,6 +105,7 @@ def test_loss_by_hand():
     assert found.item() == pytest.approx(4 * kl + 0.5 * -math.log(0.75), rel=1e-5)
 
 
+@pytest.mark.long
 def test_whom_which_gradient_reaches():
     torch.manual_seed(5)
     lw = term(spec(num_classes=2), ADVERSARIAL_WEIGHT=0.7)
@@ -195,6 +197,7 @@ def test_the_student_learns_the_targets_and_leaves_a_plain_checkpoint(alone, bui
     assert state["lwkd.drawn"].sum() == 20 * 2 * 32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_discriminator_is_a_group_of_its_own(alone, build, optimizer):
     alone.HKD.SOLVER.OPTIMIZER = optimizer

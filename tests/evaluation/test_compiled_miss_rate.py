@@ -85,6 +85,7 @@ FOUND = st.builds(
 GRID = {"grid": Setup((8, 20), (0.2, 0.65)), "any": Setup((0, 1e10), (0, 1e10))}
 
 
+@pytest.mark.long
 @settings(deadline=None, derandomize=True, max_examples=400)
 @given(
     st.lists(PEOPLE, max_size=14),

@@ -152,6 +152,7 @@ IMAGES = st.sampled_from([1, 2, 3])
 SCORES = st.sampled_from([0, 0.1, 0.3, 0.30000000000000004, 0.5, 0.95])
 
 
+@pytest.mark.long
 @settings(deadline=None, derandomize=True, max_examples=400)
 @given(
     st.lists(st.tuples(IMAGES, BOXES, st.sampled_from([0, 0, 0, 1])), max_size=10),

@@ -301,6 +301,7 @@ def evaluate_on_rank(rank, output_dir):
     Path(output_dir, f"rank{rank}.json").write_text(json.dumps(results))
 
 
+@pytest.mark.long
 def test_two_processes_score_as_one(dataset, tmp_path):
     run_in_two_processes(evaluate_on_rank, str(tmp_path))
     expected = run(PedestrianEvaluator(dataset))

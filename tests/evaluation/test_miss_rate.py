@@ -464,6 +464,7 @@ GRID_SETUP = Setup((8, 20), (0.5, 0.65))
 ANY_SETUP = Setup((1, 1e10), (0.0, 1e10))
 
 
+@pytest.mark.long
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(
     st.lists(PEOPLE, max_size=12),

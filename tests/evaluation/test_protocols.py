@@ -411,6 +411,7 @@ RULES = st.builds(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(
     st.lists(PEOPLE, max_size=12),

@@ -13,6 +13,7 @@ pytestmark = rule(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mask, boxes", [("none", "sampled"), ("split", "gt")])
 def test_fifty_steps_agree_with_the_definitions(hkd_cfg, build, monkeypatch, mask, boxes):
     """Losses to 1e-5, the gradient of every parameter to 1e-4 of its norm, at each step."""
