@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+from hkd_d2.data.text_files import shown
+
 __all__ = [
     "PEDESTRIAN_NAMES",
     "ignore_flags",
@@ -48,7 +50,7 @@ def ignore_flags(row: Row, where: str) -> tuple[int, int]:
     flags = {"ignore": row.get("ignore", crowd), "iscrowd": crowd}
     for key, flag in flags.items():
         if not isinstance(flag, Real) or flag not in (0, 1):
-            raise ValueError(f"{where} has {key} {flag!r}; make it 0 or 1.")
+            raise ValueError(f"{where} has {key} {shown(flag)}; make it 0 or 1.")
     return int(flags["ignore"]), int(flags["iscrowd"])
 
 
@@ -76,7 +78,9 @@ def visible_share(row: Row, where: str) -> float:
     if not (
         isinstance(visible, list | tuple) and len(visible) == 4 and all(map(is_finite, visible))
     ):
-        raise ValueError(f"{where} has vis_bbox {visible!r}; make it four numbers [x, y, w, h].")
+        raise ValueError(
+            f"{where} has vis_bbox {shown(visible)}; make it four numbers [x, y, w, h]."
+        )
     area = row["bbox"][2] * row["bbox"][3]
     share = visible[2] * visible[3] / area if area > 0 else 0.0
     return _quantity("a visible share of", share, where)
@@ -91,7 +95,7 @@ def whole_number(value: Any, key: str, where: str) -> int:
     if isinstance(value, Real) and not isinstance(value, bool) and is_finite(value):
         if value == int(value):
             return int(value)
-    raise ValueError(f"{where} has {key} {value!r}; make it a whole number.")
+    raise ValueError(f"{where} has {key} {shown(value)}; make it a whole number.")
 
 
 def pedestrian_category(categories: Iterable[Row], used: Iterable[int], source: str) -> int:
@@ -139,5 +143,5 @@ def is_finite(value: Any) -> bool:
 
 def _quantity(key: str, value: Any, where: str) -> float:
     if not is_finite(value) or value < 0:
-        raise ValueError(f"{where} has {key} {value!r}; make it a number of 0 or more.")
+        raise ValueError(f"{where} has {key} {shown(value)}; make it a number of 0 or more.")
     return value

@@ -9,7 +9,15 @@ import json
 import os
 from typing import Any
 
-__all__ = ["numbered_lines", "parse_json", "read_json", "read_lines", "read_text"]
+__all__ = [
+    "numbered_lines",
+    "parse_json",
+    "read_json",
+    "read_lines",
+    "read_text",
+    "shown",
+    "shown_path",
+]
 
 # UTF-32's mark begins with UTF-16's, so it is tried first.
 _MARKS = (
@@ -96,3 +104,19 @@ def parse_json(text: str, source: str | os.PathLike) -> Any:
         f"{source} is not valid JSON ({found}); the file is truncated or of another format, fetch "
         "or export it again."
     ) from None
+
+
+def shown(value: Any) -> str:
+    """What a file has, on one line and short enough for a sentence."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def shown_path(path: str) -> str:
+    """A path that a file names, as it is where it is of one line and of a usual length."""
+    if path.isprintable() and len(path) <= 300:
+        return path
+    return repr(path) if len(path) <= 300 else f"{path[:297]!r}..."

@@ -218,7 +218,9 @@ def test_wrong_form_of_cityscapes_file(write_citypersons, text):
     root = write_citypersons("cityscapes")
     path = root / "gtBboxCityPersons/val/aachen/aachen_000001_000019_gtBboxCityPersons.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="aachen.*json: no CityPersons annotation file"):
+    with pytest.raises(
+        ValueError, match="aachen.*json(: no CityPersons annotation file| has 'imgHeight' '1024')"
+    ):
         load_citypersons(str(root), "val")
     path.write_text('{"imgHeight": 1024, "imgW')
     with pytest.raises(ValueError, match="aachen.*json is not valid JSON.*truncated"):

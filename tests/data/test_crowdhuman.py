@@ -109,5 +109,5 @@ def test_damaged_file(tmp_path):
     with pytest.raises(ValueError, match="line 1 has no text 'ID' and list 'gtboxes'"):
         load_crowdhuman(str(tmp_path), "val")
     write_text(path, '{"ID": "b", "gtboxes": []}', '{"ID": "b", "gtboxes": []}')
-    with pytest.raises(ValueError, match="line 2: the ID b stands twice"):
+    with pytest.raises(ValueError, match="line 2: the ID 'b' stands twice"):
         load_crowdhuman(str(tmp_path), "val")

@@ -107,10 +107,16 @@ def test_damaged_file(tmp_path):
     path.write_text(path.read_text()[:-9])
     with pytest.raises(ValueError, match="basel_00000.json is not valid JSON .*truncated"):
         load_eurocity(str(tmp_path), "day_val")
-    for change in ({"identity": "seqlist"}, {"imagewidth": 0}, {"imageheight": "120"}):
+    for change, message in (
+        ({"identity": "seqlist"}, ": no label file of EuroCity Persons"),
+        ({"imagewidth": 0}, ": imageheight and imagewidth must be positive, not 120, 0"),
+        ({"imageheight": "120"}, " has 'imageheight' '120'; make it a whole number"),
+    ):
         path.write_text(json.dumps({**frame, **change}))
-        with pytest.raises(ValueError, match="basel_00000.json: no label file of EuroCity Persons"):
+        with pytest.raises(ValueError, match=f"basel_00000.json{message}"):
             load_eurocity(str(tmp_path), "day_val")
+    path.write_text(json.dumps({**frame, "imageheight": 120.0}))
+    assert load_eurocity(str(tmp_path), "day_val")[0]["height"] == 120
     path.write_text("[]")
     with pytest.raises(ValueError, match="basel_00000.json: no label file of EuroCity Persons"):
         load_eurocity(str(tmp_path), "day_val")

@@ -11,7 +11,7 @@ bbLoad.
 """
 
 from hkd_d2.data.datasets.records import make_annotation, visible_ratio
-from hkd_d2.data.text_files import read_lines
+from hkd_d2.data.text_files import read_lines, shown
 
 
 def read_bbgt(path: str) -> list[tuple[str, list[float], int, list[float], int, str]]:
@@ -44,8 +44,8 @@ def read_bbgt(path: str) -> list[tuple[str, list[float], int, list[float], int, 
         except ValueError:
             raise ValueError(
                 f"{where}: 'label x y w h occlusion vx vy vw vh ignore angle' is expected, with an "
-                f"occlusion 0 to 2 and ignore 0 or 1, not '{line}'; if the file ends there, it is "
-                "truncated."
+                f"occlusion 0 to 2 and ignore 0 or 1, not {shown(line)}; if the file ends there, "
+                "it is truncated."
             ) from None
         rows.append((label, [x, y, w, h], int(occlusion), [vx, vy, vw, vh], int(ignore), where))
     return rows

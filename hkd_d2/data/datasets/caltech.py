@@ -31,6 +31,7 @@ from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.norpix import NorpixSequence
 from hkd_d2.data.datasets.records import check_images_exist, check_split, visible_ratio
+from hkd_d2.data.text_files import shown
 
 # Old annotations: the sets and which frames. New ones: their folder; the last split has the same
 # file as test_new, but applies the border rule.
@@ -258,7 +259,7 @@ def _new_records(root: str, split: str, paths: list[str]) -> list[dict]:
         for label, bbox, occlusion, vis_bbox, ignore, where in read_bbgt(path):
             if label not in LABELS:
                 raise ValueError(
-                    f"{where}: unknown label '{label}', known are {', '.join(LABELS)}."
+                    f"{where}: unknown label {shown(label)}, known are {', '.join(LABELS)}."
                 )
             x, y, w, h = bbox
             x0, y0, x1, y1 = BORDER

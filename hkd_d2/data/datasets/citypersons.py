@@ -25,8 +25,13 @@ import scipy.io
 from hkd_d2.data.datasets import coco
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
-from hkd_d2.data.datasets.records import check_images_exist, make_annotation, visible_ratio
-from hkd_d2.data.text_files import read_json
+from hkd_d2.data.datasets.records import (
+    check_images_exist,
+    image_size_of,
+    make_annotation,
+    visible_ratio,
+)
+from hkd_d2.data.text_files import read_json, shown
 
 SPLITS = ("train", "val")
 FORMS = ("cityscapes", "mat", "coco")  # in the order of preference
@@ -155,12 +160,10 @@ def _read_cityscapes(root: str, split: str) -> list[dict]:
         data = read_json(path)
         if not isinstance(data, dict):
             data = {}
-        height, width, objects = (data.get(key) for key in ("imgHeight", "imgWidth", "objects"))
-        if not (_is_size(height) and _is_size(width) and isinstance(objects, list)):
-            raise ValueError(
-                f"{path}: no CityPersons annotation file; imgHeight and imgWidth must be positive "
-                "whole numbers and objects a list."
-            )
+        objects = data.get("objects")
+        if not isinstance(objects, list):
+            raise ValueError(f"{path}: no CityPersons annotation file; objects must be a list.")
+        height, width = image_size_of(data, ("imgHeight", "imgWidth"), path)
         city = os.path.basename(os.path.dirname(path))
         image = os.path.basename(path).removesuffix(SUFFIX) + "_leftImg8bit.png"
         annotations = []
@@ -171,7 +174,9 @@ def _read_cityscapes(root: str, split: str) -> list[dict]:
             except (KeyError, TypeError):
                 raise ValueError(f"{where}: label, bbox or bboxVis is missing.") from None
             if name not in LABELS:
-                raise ValueError(f"{where}: unknown label '{name}', known are {', '.join(LABELS)}.")
+                raise ValueError(
+                    f"{where}: unknown label {shown(name)}, known are {', '.join(LABELS)}."
+                )
             annotations.append(_annotation(LABELS[name], bbox, vis_bbox, where, (height, width)))
         records.append(_record(root, split, city, image, image_id, (height, width), annotations))
     return records
@@ -281,7 +286,3 @@ def _annotation(label: int, bbox, vis_bbox, where: str, size: tuple[int, int]) -
         vis_bbox=[0, 0, 0, 0] if label == GROUP else vis_bbox,
     )
     return {**annotation, "label": label}
-
-
-def _is_size(value) -> bool:
-    return isinstance(value, int) and value > 0

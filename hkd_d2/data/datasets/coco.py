@@ -6,7 +6,7 @@ from detectron2.data import MetadataCatalog
 
 from hkd_d2.data.annotation_rules import ignore_flags, row_height, visible_share, whole_number
 from hkd_d2.data.datasets.records import check_images_exist, make_annotation
-from hkd_d2.data.text_files import read_json
+from hkd_d2.data.text_files import read_json, shown
 
 # How much of a body is hidden, where a benchmark says it in steps of its own (see records.py).
 HIDDEN = ("occlusion", "truncation")
@@ -182,6 +182,6 @@ def _get(row, key: str, kind: type, where: str):
     value = row.get(key) if isinstance(row, dict) else None
     if kind is int and isinstance(value, float):  # some programs write 192.0
         return whole_number(value, key, where)
-    if not isinstance(value, kind):
-        raise ValueError(f"{where}: '{key}' is missing or no {kind.__name__}: {value!r}.")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: '{key}' is missing or no {kind.__name__}: {shown(value)}.")
     return value

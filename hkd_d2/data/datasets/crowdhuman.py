@@ -18,7 +18,7 @@ import os
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
-from hkd_d2.data.text_files import numbered_lines, parse_json
+from hkd_d2.data.text_files import numbered_lines, parse_json, shown
 
 SPLITS = ("train", "val")  # the annotations of test are not public
 
@@ -68,7 +68,9 @@ def _read(path: str) -> list[dict]:
                 f"{path}: line {i} has no text 'ID' and list 'gtboxes'; fetch the file again."
             )
         if name in images:
-            raise ValueError(f"{path}: line {i}: the ID {name} stands twice; remove one line.")
+            raise ValueError(
+                f"{path}: line {i}: the ID {shown(name)} stands twice; remove one line."
+            )
         images[name] = (i, rows)
     if not images:
         raise ValueError(f"{path}: the file is empty; fetch it again.")

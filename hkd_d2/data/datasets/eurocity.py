@@ -19,8 +19,13 @@ import re
 
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
-from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
-from hkd_d2.data.text_files import read_json
+from hkd_d2.data.datasets.records import (
+    check_images_exist,
+    check_split,
+    image_size_of,
+    make_annotation,
+)
+from hkd_d2.data.text_files import read_json, shown
 
 # The labels of test are not public.
 SPLITS = ("day_train", "day_val", "night_train", "night_val")
@@ -82,12 +87,11 @@ def _read_frames(labels: str, images: str, paths: list[str]) -> list[dict]:
         frame = read_json(path)
         if not isinstance(frame, dict):
             frame = {}
-        size = (frame.get("imageheight"), frame.get("imagewidth"))
-        if frame.get("identity") != "frame" or not all(isinstance(v, int) and v > 0 for v in size):
+        if frame.get("identity") != "frame":
             raise ValueError(
-                f"{path}: no label file of EuroCity Persons; identity must be 'frame', imageheight "
-                "and imagewidth positive whole numbers."
+                f"{path}: no label file of EuroCity Persons; its identity must be 'frame'."
             )
+        size = image_size_of(frame, ("imageheight", "imagewidth"), path)
         stem = os.path.relpath(path, labels).removesuffix(".json")
         records.append(
             {
@@ -105,7 +109,7 @@ def _read_children(parent: dict, where: str, size: tuple[int, int]) -> list[dict
     """The persons among the children of ``parent`` and below, each before its own children."""
     children = parent.get("children", [])
     if not isinstance(children, list):
-        raise ValueError(f"{where}children must be a list, not {children!r}.")
+        raise ValueError(f"{where}children must be a list, not {shown(children)}.")
     annotations = []
     for i, row in enumerate(children):
         inner = f"{where}children[{i}]"

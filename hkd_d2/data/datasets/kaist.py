@@ -26,7 +26,7 @@ from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.coco import load_coco, read_coco
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split
-from hkd_d2.data.text_files import read_lines
+from hkd_d2.data.text_files import read_lines, shown
 
 SPLITS = (
     "train",
@@ -139,7 +139,8 @@ def _frames(root: str, split: str) -> list[tuple[str, str]]:
     for (name, path), row in zip(frames, rows, strict=True):
         if not _FRAME.fullmatch(name):
             raise ValueError(
-                f"{listed}: {row}: a frame such as set00/V000/I00001 is expected, not '{name}'."
+                f"{listed}: {row}: a frame such as set00/V000/I00001 is expected, not "
+                f"{shown(name)}."
             )
         if not os.path.isfile(path):
             raise FileNotFoundError(
@@ -183,7 +184,7 @@ def _read_json(root: str, split: str) -> list[dict]:
         name = record["file_name"]
         if not _FRAME.fullmatch(name):
             raise ValueError(
-                f"{path}: an im_name such as set06/V000/I00019 is expected, not '{name}'."
+                f"{path}: an im_name such as set06/V000/I00019 is expected, not {shown(name)}."
             )
         for row, row["id"] in zip(record["annotations"], ids[record["image_id"]], strict=True):
             if row["category_id"] != 0 or row.get("occlusion") not in (0, 1, 2):

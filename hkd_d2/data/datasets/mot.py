@@ -15,7 +15,7 @@ import os
 
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
-from hkd_d2.data.text_files import read_lines, read_text
+from hkd_d2.data.text_files import read_lines, read_text, shown
 
 # The ground truth of test is not public. The halves are those of CenterTrack
 # (github.com/xingyizhou/CenterTrack, convert_mot_to_coco.py): the first N // 2 + 1 of the N frames
@@ -153,7 +153,7 @@ def _read_rows(
         except (ValueError, OverflowError):
             raise ValueError(
                 f"{where}: 'frame,track,x,y,w,h,flag,class,visibility' is expected, with a frame "
-                f"up to {length}, a flag 0 or 1 and a class 1 to 13, not '{line}'; if "
+                f"up to {length}, a flag 0 or 1 and a class 1 to 13, not {shown(line)}; if "
                 "the file ends there, it is truncated."
             ) from None
         x, y = x - 1, y - 1

@@ -18,16 +18,17 @@ import re
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
-from hkd_d2.data.text_files import read_lines
+from hkd_d2.data.text_files import read_lines, shown
 
 SPLITS = ("all",)
 
 # Counted in the published files; the paper has 345 pedestrians, small and hidden ones came later.
 PUBLISHED = {"all": {"images": 170, "rows": 423, "pedestrians": 423}}
 
+_SIZE = re.compile(r"^Image size \(X x Y x C\) : (\d{1,9}) x (\d{1,9}) x \d+\s*$", re.MULTILINE)
 _BOX = re.compile(
     r"Bounding box for object \d+ .*\(Xmin, Ymin\) - \(Xmax, Ymax\) : "
-    r"\((\d+), (\d+)\) - \((\d+), (\d+)\)\s*"
+    r"\((\d{1,9}), (\d{1,9})\) - \((\d{1,9}), (\d{1,9})\)\s*"
 )
 
 
@@ -83,7 +84,9 @@ def _read_annotation(path: str) -> tuple[tuple[int, int], list[dict]]:
     """(height, width) and rows."""
     lines = read_lines(path, "unpack the annotations there.")
     text = "\n".join(lines)
-    found = re.search(r"^Image size \(X x Y x C\) : (\d+) x (\d+) x \d+\s*$", text, re.MULTILINE)
+    found = re.search(
+        r"^Image size \(X x Y x C\) : (\d{1,9}) x (\d{1,9}) x \d+\s*$", text, re.MULTILINE
+    )
     objects = re.search(r"^Objects with ground truth : \d+ \{(.*)\}", text, re.MULTILINE)
     if not found or not objects:
         raise ValueError(
@@ -99,7 +102,7 @@ def _read_annotation(path: str) -> tuple[tuple[int, int], list[dict]]:
         if not box:
             raise ValueError(
                 f"{path}: line {i}: '(Xmin, Ymin) - (Xmax, Ymax) : (1, 1) - (9, 9)' is expected, "
-                f"not '{line}'."
+                f"not {shown(line)}."
             )
         x1, y1, x2, y2 = map(int, box.groups())
         annotations.append(

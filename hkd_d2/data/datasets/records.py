@@ -27,7 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from detectron2.structures import BoxMode
 
+from hkd_d2.data.annotation_rules import whole_number
 from hkd_d2.data.image_files import image_size
+from hkd_d2.data.text_files import shown, shown_path
 
 
 def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> str:
@@ -49,6 +51,18 @@ def check_split(name: str, splits: tuple[str, ...], root: str, split: str) -> st
             "HKD.DATA.REGISTER to where it is."
         )
     return os.path.abspath(root)
+
+
+def image_size_of(content: dict, keys: tuple[str, str], where: str) -> tuple[int, int]:
+    """(height, width) in pixels from two keys of a file.
+
+    Raises:
+        ValueError: one of them is no positive whole number; ``where`` names the file.
+    """
+    height, width = (whole_number(content.get(key), f"'{key}'", where) for key in keys)
+    if min(height, width) <= 0:
+        raise ValueError(f"{where}: {' and '.join(keys)} must be positive, not {height}, {width}.")
+    return height, width
 
 
 def visible_ratio(bbox: list[float], vis_bbox: list[float]) -> float:
@@ -87,13 +101,15 @@ def make_annotation(
     boxes = {"bbox": bbox} if vis_bbox is None else {"bbox": bbox, "vis_bbox": vis_bbox}
     for key, box in boxes.items():
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-            raise ValueError(f"{where}: {key} must be four finite numbers [x, y, w, h], not {box}.")
+            raise ValueError(
+                f"{where}: {key} must be four finite numbers [x, y, w, h], not {shown(box)}."
+            )
         if box[2] < 0 or box[3] < 0:
             raise ValueError(f"{where}: {key} {box} has a negative width or height.")
         boxes[key] = [float(v) for v in box]
     for key, flag in (("ignore", ignore), ("iscrowd", iscrowd)):
         if flag not in (0, 1):
-            raise ValueError(f"{where}: {key} must be 0 or 1, not {flag!r}.")
+            raise ValueError(f"{where}: {key} must be 0 or 1, not {shown(flag)}.")
 
     bbox = boxes["bbox"]
     x, y, w, h = bbox
@@ -107,7 +123,7 @@ def make_annotation(
     if vis_ratio is None:
         vis_ratio = visible_ratio(bbox, boxes["vis_bbox"]) if vis_bbox is not None else 1.0
     elif not _is_finite(vis_ratio):
-        raise ValueError(f"{where}: vis_ratio must be a finite number, not {vis_ratio!r}.")
+        raise ValueError(f"{where}: vis_ratio must be a finite number, not {shown(vis_ratio)}.")
     return {
         **boxes,
         "bbox_mode": BoxMode.XYWH_ABS,
@@ -128,7 +144,7 @@ def check_images_exist(records: list[dict], source: str) -> None:
     if missing:
         raise FileNotFoundError(
             f"{source}: {len(missing)} of {len(records)} images are missing, the first is "
-            f"{missing[0]}; put the images there or correct the image folder."
+            f"{shown_path(missing[0])}; put the images there or correct the image folder."
         )
 
 

@@ -15,7 +15,7 @@ import os
 from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
-from hkd_d2.data.text_files import read_lines
+from hkd_d2.data.text_files import read_lines, shown
 
 # The annotations of test are not public. In train and val pedestrians alone count, in the others
 # riders and partially visible persons too.
@@ -98,7 +98,7 @@ def _read_rows(path: str, size: tuple[int, int], objects: set[int]) -> list[dict
         except ValueError:
             raise ValueError(
                 f"{where}: 'class x1 y1 x2 y2' with a class 1 to 5 is expected, not "
-                f"'{' '.join(row)}'."
+                f"{shown(' '.join(row))}."
             ) from None
         annotation = make_annotation(
             [x1, y1, x2 - x1, y2 - y1],
