@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.command import run_experiment
 from experiments.cost import ROUNDS, measure_cost
 from experiments.methods import (
     MAX_ITER,
@@ -318,15 +318,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise RuntimeError(f"not every run finished: {'; '.join(failed)} (see above)")
 
 
+def command() -> int:
+    """The experiment of the process's command line; returns the exit code."""
+    return run_experiment(main, "compare_methods")
+
+
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # in the background too
-        signal.signal(number, signal.default_int_handler)
-    try:
-        main()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        # What the user can mend is one sentence; what is ours to mend keeps its traceback.
-        if os.environ.get("HKD_TRACEBACK"):
-            raise
-        sys.exit(f"compare_methods.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command keeps what is finished and goes on.")
+    sys.exit(command())

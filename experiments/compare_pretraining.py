@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.command import run_experiment
 from experiments.pretraining import (
     CLASSES,
     CONFIG,
@@ -96,12 +97,10 @@ def main(argv: list[str] | None = None) -> None:
             shutil.copyfile(output / f"results.{suffix}", place)
 
 
+def command() -> int:
+    """The experiment of the process's command line; returns the exit code."""
+    return run_experiment(main, "compare_pretraining")
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("HKD_TRACEBACK"):
-            raise
-        sys.exit(f"compare_pretraining.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command keeps what is finished and goes on.")
+    sys.exit(command())

@@ -13,7 +13,6 @@ import hkd_d2._requirements  # noqa: F401  isort: skip
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from experiments.command import run_experiment
 from experiments.runs import (
     CONFIGS,
     ROOT,
@@ -403,13 +403,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
 
+def command() -> int:
+    """The experiment of the process's command line; returns the exit code."""
+    return run_experiment(main, "quickstart.py")
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        # What the user can mend is one sentence; what is ours to mend keeps its traceback.
-        if os.environ.get("HKD_TRACEBACK"):
-            raise
-        sys.exit(f"quickstart.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command keeps what is finished and starts this run over.")
+    sys.exit(command())

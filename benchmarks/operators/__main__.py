@@ -24,6 +24,7 @@ import torch
 from benchmarks.operators import measure, report
 from benchmarks.operators.cases import CASES, SCALES
 from benchmarks.operators.run import PROVIDERS, Differs, run
+from hkd_d2.cli.errors import guard
 from hkd_d2.devices import device_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,11 +175,13 @@ def main(argv=None) -> int:
         for name, case in CASES.items():
             print(f"{name:<28}{case.operator}: {case.about}")
         return 0
-    try:
-        return run_child(args) if args.child else run_parent(args, argv)
-    except KeyboardInterrupt:
-        return 130
+    return run_child(args) if args.child else run_parent(args, argv)
+
+
+def command() -> int:
+    """The benchmark of the process's command line; returns the exit code."""
+    return guard(main, "benchmark_ops.py")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -22,6 +22,7 @@ import hkd_d2._quiet  # noqa: F401  isort: skip
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ from benchmarks.training_step.ledger import (
     training_steps,
 )
 from benchmarks.training_step.plot import plot_ledger
+from hkd_d2.cli.errors import guard
 from hkd_d2.config import load_config
+from hkd_d2.devices import check_device
 from hkd_d2.modeling.teacher import PRECISIONS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "hkd_citypersons.yaml"
@@ -71,6 +74,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse_arguments(argv)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", args.device])
+    check_device(args.device, "--device")
     if args.teacher_precision:
         cfg.HKD.TEACHER.PRECISION = args.teacher_precision
 
@@ -81,7 +85,7 @@ def main(argv=None) -> None:
         files = [str(Path(args.proposals_by, name)) for name in ("config.yaml", "model_final.pth")]
         for file in files:
             if not Path(file).is_file():
-                raise SystemExit(
+                raise FileNotFoundError(
                     f"--proposals-by: there is no {file}; name a finished run's folder."
                 )
         proposals = trained_proposals(cfg, batch, *files)
@@ -123,5 +127,10 @@ def main(argv=None) -> None:
         plot_ledger(medians(ledger), args.plot, f"{settings['config']}, {device}")
 
 
+def command() -> int:
+    """The ledger of the process's command line; returns the exit code."""
+    return guard(main, "profile_step.py") or 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

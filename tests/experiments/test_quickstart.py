@@ -315,6 +315,6 @@ def test_failed_training_is_told_and_not_used(tmp_path):
     generate_streets(tmp_path / "streets", num_train=1, num_val=1, workers=1)
     teacher, *_ = quickstart.plan_runs(tmp_path, [0], smoke=True)
     teacher.changes = [*teacher.changes, "HKD.SOLVER.OPTIMIZER", "adam"]
-    with pytest.raises(RuntimeError, match="(?s)teacher, seed 7 ended with status 1.*choose sgd"):
+    with pytest.raises(RuntimeError, match="(?s)teacher, seed 7 ended with status 2.*choose sgd"):
         quickstart.train(teacher, [])
     assert teacher.changed() is None
