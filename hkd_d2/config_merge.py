@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
 
+from hkd_d2.config_files import find_config
 from hkd_d2.safe_yaml import Section, read_yaml
 
 BASE_KEY = "_BASE_"
@@ -73,13 +74,13 @@ def _base_list(bases: object, place: str) -> list[str]:
 def _base_path(base: str, file: str, place: str) -> str:
     if "://" in base:
         raise ValueError(f"{place}: {BASE_KEY} is the address {base}; fetch it and name the file.")
-    path = os.path.join(os.path.dirname(file), os.path.expanduser(base))
-    if not os.path.isfile(path):
+    try:
+        return str(find_config(os.path.expanduser(base), beside=file))
+    except FileNotFoundError:
         raise FileNotFoundError(
-            f"{place}: {BASE_KEY} names '{base}', and there is no file '{path}'; correct the name, "
-            "which counts from the folder of the file that it stands in."
-        )
-    return path
+            f"{place}: {BASE_KEY} names '{base}', and there is no file of that name in the folder "
+            f"of '{file}', in the working directory or among the packaged configs; correct it."
+        ) from None
 
 
 def _merged(base: Section, over: Section) -> Section:

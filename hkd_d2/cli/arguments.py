@@ -67,26 +67,10 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_file(parser: argparse.ArgumentParser, text: str) -> None:
-    """Config of the one model; see :func:`config_beside`."""
+    """Config of the one model."""
     parser.add_argument(
         "--config-file", metavar="FILE", help=f"{text} [config.yaml beside the model]"
     )
-
-
-def config_beside(model: str, config_file: str | None) -> str:
-    """The config of a model: the file given, or config.yaml beside the model.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    if config_file is not None:
-        return config_file
-    beside = Path(model).parent / "config.yaml"
-    if not beside.is_file():
-        raise FileNotFoundError(
-            f"'{model}' has no config.yaml beside it; name its config with --config-file."
-        )
-    return str(beside)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,6 @@ from hkd_d2.cli.arguments import (
     add_config_file,
     add_data,
     add_options,
-    config_beside,
     config_options,
 )
 from hkd_d2.cli.train import add_processes
@@ -34,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     if model.suffix in (".onnx", ".pt2", ".ts"):
         raise ValueError(f"'{model}' is an exported file; score it with hkd benchmark.")
     options = [*config_options(args), "OUTPUT_DIR", args.out, "MODEL.WEIGHTS", args.model]
-    args.config_file = config_beside(args.model, args.config_file)
+    args.beside = None if args.config_file else args.model
+    args.config_file = args.config_file or str(model.parent / "config.yaml")
     args.datasets = []
     if args.data:
         name = args.data[0]

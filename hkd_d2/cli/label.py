@@ -10,12 +10,12 @@ there is replaced when the new one is complete. Without a GPU add MODEL.DEVICE c
 
 import argparse
 import sys
+from pathlib import Path
 
 from hkd_d2.cli.arguments import (
     add_config_file,
     add_data,
     add_options,
-    config_beside,
     config_options,
     data_name,
 )
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hkd_d2.config import load_config
     from hkd_d2.data.datasets import check_records, register_datasets
     from hkd_d2.data.image_files import (
         check_image_files,
@@ -56,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from hkd_d2.data.pseudo_labels import check_pool_target, write_pool
     from hkd_d2.devices import check_device
     from hkd_d2.engine.pseudo_labels import label_images
+    from hkd_d2.inference.torch_backend import load_config
 
     options = config_options(args)
-    config_file = config_beside(args.model, args.config_file)
     check_pool_target(args.out)
-    cfg = load_config(config_file, options)
+    cfg = load_config(args.model, args.config_file, options)
     check_device(cfg.MODEL.DEVICE)
     register_datasets(cfg)
     sizes = resize_sizes(cfg, is_train=False)
@@ -84,7 +83,11 @@ def run(args: argparse.Namespace) -> int:
         records,
         score_threshold=args.score_threshold,
         classes=args.classes.split(",") if args.classes else None,
-        info={"tool": TOOL, "teacher_config": config_file, "teacher_options": options},
+        info={
+            "tool": TOOL,
+            "teacher_config": args.config_file or str(Path(args.model).parent / "config.yaml"),
+            "teacher_options": options,
+        },
     )
     write_pool(args.out, pool)
     print(

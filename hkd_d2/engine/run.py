@@ -26,6 +26,7 @@ from hkd_d2.engine.processes import (
 )
 from hkd_d2.engine.run_folder import claim_folder
 from hkd_d2.engine.trainer import Trainer
+from hkd_d2.inference.torch_backend import load_config as load_detector_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.ports import check_port
 
@@ -36,14 +37,16 @@ def launch_run(args: argparse.Namespace) -> None:
     Args:
         args: what Detectron2's default_argument_parser returns: ``config_file``, ``resume``,
             ``eval_only``, ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url`` and
-            ``opts``; and ``datasets``, if there, arguments of :func:`register_dataset`.
+            ``opts``. Where they are there, ``datasets`` are arguments of :func:`register_dataset`,
+            and ``beside`` is a checkpoint whose folder has the config, which nobody named.
 
     Raises:
         ValueError, OSError, ImportError: one sentence that says what to change.
     """
     if not args.config_file:
         raise ValueError("No config is given; name one with --config-file.")
-    args.config_file = str(find_config(args.config_file))
+    if not getattr(args, "beside", None):
+        args.config_file = str(find_config(args.config_file))
     cfg = read_config(args)
     if started_by_torchrun():
         if args.num_gpus != 1 or args.num_machines != 1:
@@ -72,12 +75,16 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, its data sets known."""
     for entry in getattr(args, "datasets", []):
         register_dataset(*entry)
-    cfg = load_config(args.config_file, args.opts)
+    beside = getattr(args, "beside", None)
+    if beside:
+        cfg = load_detector_config(beside, None, args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
     teacher = cfg.HKD.TEACHER.CONFIG_FILE
     if teacher:
-        beside = os.path.join(os.path.dirname(args.config_file), teacher)
-        if os.path.isfile(beside):
-            cfg.HKD.TEACHER.CONFIG_FILE = beside
+        near = os.path.join(os.path.dirname(args.config_file), teacher)
+        if os.path.isfile(near):
+            cfg.HKD.TEACHER.CONFIG_FILE = near
     if args.eval_only:
         cfg.HKD.BACKBONE.PRETRAINED = False  # the checkpoint has every weight
         if not cfg.HKD.EVALUATION.TEACHER:

@@ -67,8 +67,8 @@ def ship(
             own folder as ``out``.
     """
     _check(forms, size, batch)
-    config_file = Path(config_file or Path(weights).parent / "config.yaml")
-    if (out / "config.yaml").exists() and config_file.samefile(out / "config.yaml"):
+    source, target = Path(config_file or Path(weights).parent / "config.yaml"), out / "config.yaml"
+    if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(
             f"'{out}' is the folder that is exported, whose config.yaml would be replaced; name "
             "another one with --out."

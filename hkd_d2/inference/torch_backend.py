@@ -15,6 +15,7 @@ from torch import nn
 from hkd_d2 import __version__
 from hkd_d2.config import load_config as load_named_config
 from hkd_d2.config import load_mentioned_config, student_config
+from hkd_d2.config_merge import merge_options
 from hkd_d2.devices import check_device
 from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
@@ -89,8 +90,15 @@ def build_detector(
     return model, describe(cfg, model, class_names)
 
 
-def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
+def load_config(
+    weights: str | Path, config_file: str | Path | None, options: Sequence[str] = ()
+) -> CfgNode:
     """Read the config of a detector.
+
+    Args:
+        weights: its checkpoint.
+        config_file: its config; None for the config.yaml beside the weights.
+        options: keys and values by turns, applied last.
 
     Modules under ``HKD.IMPORTS`` are imported for a ``config_file`` that is named, and refused in
     the file that lies beside the weights.
@@ -99,13 +107,18 @@ def load_config(weights: str | Path, config_file: str | Path | None) -> CfgNode:
         FileNotFoundError: no such file, or none beside the weights.
         ValueError: a file that is no config of Detectron2 and this project.
     """
-    path = Path(config_file) if config_file else Path(weights).parent / "config.yaml"
+    if config_file:
+        return load_named_config(config_file, options)
+    path = Path(weights).parent / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(
             f"The config '{path}' does not exist; give config_file, the config with which "
             f"'{weights}' was trained."
         )
-    return load_named_config(path) if config_file else load_mentioned_config(path)
+    load_named_config(None, options)  # imports the modules that the options name
+    cfg = load_mentioned_config(path)
+    merge_options(cfg, options)
+    return cfg
 
 
 def describe(cfg: CfgNode, model: nn.Module, class_names: Sequence[str] | None = None) -> dict:

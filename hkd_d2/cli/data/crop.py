@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} is {getattr(args, name)}; give at least {least}.")
     options = config_options(args)
     check_crop_target(args.out)
-    # Without a config of the user's the keys have their defaults; the base names no data set.
-    cfg = load_config(args.config_file or "Base-FPN.yaml", options)
+    cfg = load_config(args.config_file, options)
     register_datasets(cfg)
     names = {
         "train": data_names(args.train) or list(cfg.DATASETS.TRAIN),
