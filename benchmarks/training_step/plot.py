@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from hkd_d2.visualization.curves import COLOURS, DPI
 
+THIN = 0.012  # of the highest bar; thinner stages cannot be seen
+
 
 def plot_ledger(
     bars: Mapping[str, Mapping[str, float]], path: str | os.PathLike, title: str = ""
@@ -15,6 +17,7 @@ def plot_ledger(
     """Draw one bar a step, its stages stacked in their order, with the step's time on top.
 
     A stage has one colour and hatch in all bars; those that are too thin for it have no label.
+    Stages that are too thin to be seen in any bar are drawn together as one.
 
     Args:
         bars: seconds by stage, by the name of the step.
@@ -26,10 +29,11 @@ def plot_ledger(
     """
     if not bars:
         raise ValueError("There is nothing to draw; give at least one step.")
+    highest = max(sum(parts.values()) for parts in bars.values()) * 1e3
+    bars = _together(bars, THIN * highest / 1e3)
     # A step of more stages has them in their order; a plain step's are among them.
     most_first = sorted(bars.values(), key=len, reverse=True)
     stages = list(dict.fromkeys(stage for parts in most_first for stage in parts))
-    highest = max(sum(parts.values()) for parts in bars.values()) * 1e3
     figure = Figure(figsize=(2.4 + 1.6 * len(bars), 4.8), layout="constrained")
     axes = figure.add_subplot()
     tops = dict.fromkeys(bars, 0.0)
@@ -58,3 +62,20 @@ def plot_ledger(
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside right upper")
     figure.savefig(path, dpi=DPI)
+
+
+def _together(bars: Mapping[str, Mapping[str, float]], least: float) -> dict[str, dict[str, float]]:
+    """The bars, all stages under ``least`` seconds everywhere as one on top."""
+    longest = {}
+    for parts in bars.values():
+        for stage, seconds in parts.items():
+            longest[stage] = max(seconds, longest.get(stage, 0.0))
+    thin = {stage for stage, seconds in longest.items() if seconds < least}
+    if len(thin) < 2:
+        return {name: dict(parts) for name, parts in bars.items()}
+    rest = f"{len(thin)} stages under {least * 1e3:.2g} ms"
+    return {
+        name: {stage: seconds for stage, seconds in parts.items() if stage not in thin}
+        | {rest: sum(seconds for stage, seconds in parts.items() if stage in thin)}
+        for name, parts in bars.items()
+    }

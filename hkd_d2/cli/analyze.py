@@ -10,6 +10,7 @@ hkd_d2/evaluation/analysis.py.
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +19,17 @@ from hkd_d2.evaluation import (
     MISSING_POINTS,
     PROTOCOLS,
     CrowdHumanProtocol,
-    Protocol,
+    Setup,
     evaluate_miss_rate,
-    load_ground_truth,
     select_setups,
 )
 from hkd_d2.evaluation.analysis import analyze_errors
+from hkd_d2.evaluation.ground_truth_files import open_ground_truth
 from hkd_d2.evaluation.result_files import read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "ground_truth", metavar="GT.json", help="COCO-style, with what the protocol reads"
-    )
+    parser.add_argument("ground_truth", metavar="GT.json", help="as hkd score reads it")
     parser.add_argument(
         "detections",
         metavar="[NAME=]FILE",
@@ -63,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--worst", type=int, default=24, help="crops of each kind and detector (default: 24)"
     )
     parser.add_argument(
+        "--height-scale",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="of resized images, as in hkd score (default: 1)",
+    )
+    parser.add_argument(
         "--missing-point",
         choices=list(MISSING_POINTS),
         help="as in hkd score (default: the protocol's)",
@@ -75,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def default_setup(name: str, protocol: Protocol) -> str:
-    """The protocol's setup of that name; some write it in lower case."""
-    return next(setup for setup in protocol.setups if setup.lower() == name)
+def default_setup(name: str, setups: Mapping[str, Setup]) -> str:
+    """The setup of that name, which some protocols write in lower case; else the first."""
+    return next((setup for setup in setups if setup.lower() == name), next(iter(setups)))
 
 
 def analyze(args: argparse.Namespace) -> list[str]:
@@ -98,10 +104,14 @@ def analyze(args: argparse.Namespace) -> list[str]:
         )
     if args.missing_point:
         protocol = replace(protocol, missing_point=args.missing_point)
-    curves = args.curves or default_setup("reasonable", protocol)
-    setup = args.setup or default_setup("all", protocol)
-    select_setups([curves, setup], protocol)
-    ground_truth = load_ground_truth(args.ground_truth, protocol)
+    if args.height_scale != 1:
+        protocol = protocol.scaled(args.height_scale)
+    select_setups(filter(None, [args.curves, args.setup]), protocol)
+    ground_truth, protocol, setups = open_ground_truth(args.ground_truth, protocol)
+    curves = args.curves or default_setup("reasonable", setups)
+    setup = args.setup or default_setup("all", setups)
+    if not {curves, setup} <= setups.keys():
+        raise ValueError(f"{args.ground_truth} serves setup {', '.join(setups)} alone.")
     if args.images is not None:
         ImageFolder(args.images, ground_truth)  # before the work
     detections, results, errors = {}, {}, {}
@@ -111,14 +121,16 @@ def analyze(args: argparse.Namespace) -> list[str]:
             errors[name] = analyze_errors(
                 ground_truth,
                 detections[name],
-                protocol.setups[setup],
+                setups[setup],
                 args.fppi,
                 args.worst,
                 protocol,
             )
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        results[name] = evaluate_miss_rate(ground_truth, detections[name], protocol=protocol)
+        results[name] = evaluate_miss_rate(
+            ground_truth, detections[name], setups, protocol=protocol
+        )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_error_page(
         page,

@@ -20,10 +20,12 @@ the highest intersection over union with any box of the ground truth they are a 
 are those of the matching, of boxes as the protocol cuts and resizes them. The bound
 0.1 is that of Hoiem, Chodpathumwan and Dai, "Diagnosing Error in Object Detectors", ECCV 2012.
 
-*Calibration.* All counted detections of the setup, in ten ranges of score of equal width. A range's
-precision is the share of true positives. The expected calibration error is the mean over ranges of
-abs(precision - mean score), weighted by the number of detections (Guo et al., "On Calibration of
-Modern Neural Networks", ICML 2017, with precision in the place of accuracy).
+*Calibration.* All counted detections of the setup, in ten ranges of score of equal width, whatever
+the operating point. A range's precision is the share of true positives. The expected calibration
+error is the mean over ranges of abs(precision - mean score), weighted by the number of detections
+(Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with precision in the place of
+accuracy). It is taken from a score of 0.1 on: most boxes of a detector lie below, nobody uses them,
+and they would rule the mean.
 """
 
 import math
@@ -63,6 +65,7 @@ FALSE_POSITIVE_KINDS = ("duplicate", "misplaced", "background")
 MISPLACED_OVERLAP = 0.1
 
 SCORE_RANGES = 10
+CALIBRATION_SCORE = 0.1  # from which the calibration error is taken
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,18 @@ class ScoreRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Precision by score, and the expected calibration error, 0 to 1; NaN without detections."""
+    """Precision by score.
+
+    Attributes:
+        ranges: all of them.
+        error: expected calibration error, 0 to 1, over detections from ``min_score`` on; NaN
+            where there are none.
+        min_score: see above.
+    """
 
     ranges: list[ScoreRange]
     error: float
+    min_score: float
 
 
 @dataclass(frozen=True)
@@ -294,12 +305,15 @@ def analyze_errors(
     )
 
 
-def calibrate(scores: np.ndarray, true_positive: np.ndarray) -> Calibration:
+def calibrate(
+    scores: np.ndarray, true_positive: np.ndarray, min_score: float = CALIBRATION_SCORE
+) -> Calibration:
     """Precision in ten ranges of score, and the expected calibration error.
 
     Args:
         scores: (D,), from 0 to 1.
         true_positive: bool (D,).
+        min_score: the error is taken from the ranges whose lower edge is at least this.
 
     Raises:
         ValueError: a score outside 0 to 1.
@@ -309,16 +323,17 @@ def calibrate(scores: np.ndarray, true_positive: np.ndarray) -> Calibration:
         raise ValueError("A score lies outside 0 to 1; calibration is defined for probabilities.")
     edges = np.arange(SCORE_RANGES + 1) / SCORE_RANGES
     place = np.searchsorted(edges[1:-1], scores, side="right")
-    ranges, error = [], 0.0
+    ranges, error, weighed = [], 0.0, 0
     for number, (low, high) in enumerate(pairwise(edges.tolist())):
         inside = place == number
         count = int(np.count_nonzero(inside))
         mean_score = float(scores[inside].mean()) if count else None
         precision = float(true_positive[inside].mean()) if count else None
-        if count:
+        if count and low >= min_score:
             error += count * abs(precision - mean_score)
+            weighed += count
         ranges.append(ScoreRange(low, high, count, mean_score, precision))
-    return Calibration(ranges, error / len(scores) if len(scores) else math.nan)
+    return Calibration(ranges, error / weighed if weighed else math.nan, min_score)
 
 
 def _calibration(matches: SetupMatches, detections: list) -> Calibration | None:

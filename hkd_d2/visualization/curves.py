@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -127,7 +127,8 @@ def plot_training(
     own.legend()
 
     if terms:
-        for term, colour, dash in _styled(dict.fromkeys(terms)):
+        # The detectors keep their colours to themselves.
+        for term, colour, dash in _styled(dict.fromkeys(terms), first=len(curves)):
             key, label = f"hkd/{term[0]}_raw", term[0]
             for files in curves.values():
                 for lines in files:
@@ -147,17 +148,30 @@ def plot_training(
     figure.savefig(path, dpi=DPI)
 
 
-def _line(axes: Axes, points, label, colour, dash, siblings) -> None:
+def _line(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    label: str | None,
+    colour: str,
+    dash: str,
+    siblings: int,
+) -> None:
     x, y = zip(*points, strict=True) if points else ((), ())
     marker = "o" if len(x) == 1 else None  # a single point is no line
     width = 1.8 if siblings == 1 else 1.1
     axes.plot(x, y, label=label, color=colour, linestyle=dash, linewidth=width, marker=marker)
 
 
-def _styled(named: Mapping):
-    """Each item with its colour and its dashes, which tell lines apart in black and white too."""
+def _styled(named: Mapping, first: int = 0) -> Iterator[tuple[tuple, str, str]]:
+    """Each item with its colour and its dashes, which tell lines apart in black and white too.
+
+    Args:
+        named: the items.
+        first: so many colours are taken, as far as there are others.
+    """
+    free = COLOURS[first:] or COLOURS
     for index, item in enumerate(named.items()):
-        yield item, COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        yield item, free[index % len(free)], DASHES[index % len(DASHES)]
 
 
 def _as_lists(named: Mapping) -> dict[str, list]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
+from hkd_d2.evaluation.coco_rows import detection_category, ground_truth_category
+from hkd_d2.evaluation.miss_rate import describe_missing_points
 from hkd_d2.files import write_text
 from hkd_d2.inference.images import read_data_image
 from hkd_d2.visualization.curves import plot_miss_rate
@@ -35,13 +37,16 @@ body { color: var(--ink); background: var(--page); font: 16px/1.5 system-ui, san
 table { border-collapse: collapse; margin: 1rem 0; }
 .wide { overflow-x: auto; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem; text-align: right; }
+td { white-space: nowrap; }
 th:first-child { text-align: left; }
 caption { text-align: left; padding-bottom: .4rem; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figure { margin: 1rem 0; }
 .sheet { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; list-style: none; }
-.sheet figure { margin: 0; width: 8.25rem; }
-.sheet figcaption { font-size: .8rem; line-height: 1.3; }
+.sheet figure { margin: 0; width: 15rem; }
+.sheet figcaption { font-size: .8rem; line-height: 1.3; overflow-wrap: anywhere; }
+.best { font-weight: 700; position: relative; }
+.best::after { content: "*"; position: absolute; right: .2rem; }
 .key { white-space: nowrap; margin-right: 1em; }
 .key i { display: inline-block; width: .9em; height: .9em; margin-right: .3em; background: #666;
   border: 3px solid; outline: 1px solid #444; vertical-align: -.1em; }
@@ -89,6 +94,7 @@ def write_error_page(
         f"<p>{len(ground_truth['images'])} images. Lower miss rates are better.</p>",
         "<h2>Miss rate</h2>",
         _score_table(results),
+        *_missing_points(results, len(ground_truth["images"]), protocol),
         "<p>A setup counts the pedestrians in its ranges. The rules:</p>",
         "<ul>" + "".join(f"<li>{escape(rule)}</li>" for rule in protocol.describe()) + "</ul>",
         _figure(
@@ -119,7 +125,7 @@ def write_error_page(
             ),
             _range_table(ranges, what),
         ]
-    parts += ["<h2>Calibration of the scores</h2>", *_calibration(errors)]
+    parts += ["<h2>Calibration of the scores</h2>", *_calibration(errors, setup)]
     parts += ["<h2>The worst errors</h2>", sheets]
     title = "Detection errors: " + names
     page = (
@@ -153,6 +159,11 @@ class ImageFolder:
             image["id"]: image.get("file_name", image.get("im_name"))
             for image in ground_truth["images"]
         }
+
+    def name(self, image_id: int) -> str:
+        """The image's name in the ground truth; its id where it has none."""
+        name = self._names[image_id]
+        return name if isinstance(name, str) else f"image {image_id}"
 
     def open(self, image_id: int) -> Image.Image:
         """The image in RGB.
@@ -195,7 +206,12 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "\n".join(
         f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "".join(
+            f'<td class="best">{escape(cell)}</td>'
+            if isinstance(cell, _Best)
+            else f"<td>{escape(cell)}</td>"
+            for cell in rest
+        )
         + "</tr>"
         for first, *rest in rows
     )
@@ -203,6 +219,59 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         f'<div class="wide"><table><caption>{escape(caption)}</caption>\n<thead><tr>{cells}</tr>'
         f"</thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+class _Best(str):
+    """A cell that the table marks as the best of its row."""
+
+
+_COMPARED = "; * is the lowest of its row"
+
+
+def _compare(
+    values: Sequence[float | None], digits: int, texts: Sequence[str] | None = None
+) -> list[str]:
+    """Cells of one number a detector, lower is better, and of the differences to the first.
+
+    Args:
+        values: of each detector; None where it has none.
+        digits: behind the point.
+        texts: the cells in the place of the bare numbers.
+    """
+    if texts is None:
+        texts = ["-" if value is None else f"{value:.{digits}f}" for value in values]
+    known = {round(value, digits) for value in values if value is not None}
+    best = min(known) if len(known) > 1 else None
+    cells = [
+        _Best(text) if value is not None and round(value, digits) == best else text
+        for value, text in zip(values, texts, strict=True)
+    ]
+    differences = [
+        "-" if None in (value, values[0]) else f"{value - values[0]:+.{digits}f}"
+        for value in values[1:]
+    ]
+    return cells + differences
+
+
+def _heads(names: Iterable[str]) -> list[str]:
+    """The columns of :func:`_compare`."""
+    first, *others = names
+    return [first, *others, *(f"{name} - {first}" for name in others)]
+
+
+def _missing_points(
+    results: Mapping[str, Mapping[str, MissRateResult]], num_images: int, protocol: Protocol
+) -> list[str]:
+    """A paragraph for each detector whose miss rates hang on the rule for missing points."""
+    said = {
+        name: describe_missing_points(by_setup, num_images, protocol)
+        for name, by_setup in results.items()
+    }
+    return [
+        f"<p><strong>{escape(name)}:</strong> {escape(text)}</p>"
+        for name, text in said.items()
+        if text
+    ]
 
 
 def _list(named: Mapping[str, str]) -> str:
@@ -214,13 +283,17 @@ def _score_table(results: Mapping[str, Mapping[str, MissRateResult]]) -> str:
     ranges = describe_ranges({name: result.setup for name, result in first.items()})
     rows = [
         [name, *cells, _counts(by_setup[name].num_ground_truth for by_setup in results.values())]
-        + [
-            f"{by_setup[name].miss_rate:.2f}" if by_setup[name].num_ground_truth else "-"
-            for by_setup in results.values()
-        ]
+        + _compare(
+            [
+                by_setup[name].miss_rate if by_setup[name].num_ground_truth else None
+                for by_setup in results.values()
+            ],
+            2,
+        )
         for name, *cells in zip(first, *ranges.values(), strict=True)
     ]
-    return _table("MR^-2 in percent", ["setup", *ranges, "pedestrians", *results], rows)
+    caption = "MR^-2 in percent" + (_COMPARED if len(results) > 1 else "")
+    return _table(caption, ["setup", *ranges, "pedestrians", *_heads(results)], rows)
 
 
 def _counts(of_each: Iterable[int]) -> str:
@@ -231,11 +304,12 @@ def _counts(of_each: Iterable[int]) -> str:
 
 def _point_table(errors: Mapping[str, ErrorAnalysis]) -> str:
     points = [found.operating_point for found in errors.values()]
+    blank = [""] * (len(points) - 1)
     rows = [
-        ["score there", *("none" if p.score is None else f"{p.score:.3f}" for p in points)],
-        ["false positives per image", *(f"{p.fppi:.3f}" for p in points)],
-        ["found", *(f"{p.found} of {p.pedestrians}" for p in points)],
-        ["miss rate", *(f"{p.miss_rate:.1%}" for p in points)],
+        ["score there", *("none" if p.score is None else f"{p.score:.3f}" for p in points), *blank],
+        ["false positives per image", *(f"{p.fppi:.3f}" for p in points), *blank],
+        ["found", *(f"{p.found} of {p.pedestrians}" for p in points), *blank],
+        ["miss rate in percent"] + _compare([100 * p.miss_rate for p in points], 1),
     ]
     explained = {
         "duplicate": "duplicates (IoU from 0.5 with one already found)",
@@ -243,22 +317,29 @@ def _point_table(errors: Mapping[str, ErrorAnalysis]) -> str:
         "background": "on the background",
     }
     for kind, text in explained.items():
-        rows.append([f"false positives: {text}", *(str(p.false_positives[kind]) for p in points)])
-    return _table("The detectors at their operating points", ["", *errors], rows)
+        counts = [p.false_positives[kind] for p in points]
+        rows.append([f"false positives: {text}", *_compare(counts, 0)])
+    caption = "The detectors at their operating points" + (_COMPARED if len(points) > 1 else "")
+    return _table(caption, ["", *_heads(errors)], rows)
 
 
 def _range_table(ranges: Mapping[str, Sequence[MissRange]], what: str) -> str:
     rows = [
         [range_label(parts[0].low, parts[0].high), _counts(part.pedestrians for part in parts)]
-        + [f"{p.missed} ({p.miss_rate:.1%})" if p.pedestrians else "-" for p in parts]
+        + _compare(
+            [100 * p.miss_rate if p.pedestrians else None for p in parts],
+            1,
+            [f"{p.missed} ({p.miss_rate:.1%})" if p.pedestrians else "-" for p in parts],
+        )
         for parts in zip(*ranges.values(), strict=True)
         if any(part.pedestrians for part in parts)
     ]
     caption = "Missed pedestrians; a range holds its lower edge and not its upper one"
-    return _table(caption, [what, "pedestrians", *ranges], rows)
+    caption += _COMPARED if len(ranges) > 1 else ""
+    return _table(caption, [what, "pedestrians", *_heads(ranges)], rows)
 
 
-def _calibration(errors: Mapping[str, ErrorAnalysis]) -> list[str]:
+def _calibration(errors: Mapping[str, ErrorAnalysis], setup: str) -> list[str]:
     known = {
         name: found.calibration
         for name, found in errors.items()
@@ -279,12 +360,21 @@ def _calibration(errors: Mapping[str, ErrorAnalysis]) -> list[str]:
         ]
         for number, part in enumerate(next(iter(known.values())).ranges)
     ]
-    rows.append(["expected calibration error", *(f"{c.error:.3f}" for c in known.values())])
+    start = next(iter(known.values())).min_score
+    rows.append(
+        [
+            f"expected calibration error from {start:g} on",
+            *_compare([c.error for c in known.values()], 3)[: len(known)],
+        ]
+    )
     alt = "Precision over score, and the number of detections; expected calibration error: "
     return [
         *parts,
-        "<p>Over all counted detections, those of low score too. The expected calibration error is "
-        "the mean distance of precision and mean score, weighted by the number of detections.</p>",
+        f"<p>Of all detections that count in setup {escape(setup)}, on either side of the "
+        "operating point. The expected calibration error is the mean distance of precision and "
+        "mean score, weighted by the number of detections, over scores from "
+        f"{start:g} on: the many boxes below are shown and not weighed, since nobody uses them."
+        "</p>",
         _figure(
             lambda file: plot_calibration(known, file),
             alt + _list({name: f"{c.error:.3f}" for name, c in known.items()}),
@@ -311,8 +401,9 @@ def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
     ]
     for name, found in errors.items():
         truth = {True: {}, False: {}}  # countable or not, by image
+        category = ground_truth_category(ground_truth)
         for number, row in enumerate(ground_truth["annotations"]):
-            if row["category_id"] == 1:
+            if row["category_id"] == category:
                 by_image = truth[number in found.pedestrians]
                 by_image.setdefault(row["image_id"], []).append(row["bbox"])
         wrong = [
@@ -342,15 +433,23 @@ def _sheets(errors, ground_truth, detections, folder: ImageFolder) -> str:
             f"<h3>{escape(name)}: misses of largest height times visible share</h3>",
             "<p>IoU is the highest with a detection over the operating point; the score is of the "
             "detection that matches below it.</p>",
-            _sheet(missed, truth, _shown(detections[name], found.operating_point.score), folder),
+            _sheet(
+                missed,
+                truth,
+                _shown(detections[name], category, found.operating_point.score),
+                folder,
+            ),
         ]
     return "\n".join(parts)
 
 
-def _shown(detections: Sequence[Mapping[str, Any]], score: float | None) -> dict[int, list]:
+def _shown(
+    detections: Sequence[Mapping[str, Any]], truth_category: int, score: float | None
+) -> dict[int, list]:
     boxes = {}
+    category = detection_category(detections, truth_category)
     for row in detections:
-        if score is not None and row["category_id"] == 1 and row["score"] >= score:
+        if score is not None and row["category_id"] == category and row["score"] >= score:
             boxes.setdefault(row["image_id"], []).append(row["bbox"])
     return boxes
 
@@ -372,10 +471,11 @@ def _sheet(entries, truth, detections: Mapping[int, list], folder: ImageFolder) 
         )
         file = io.BytesIO()
         tile.save(file, "JPEG", quality=85)
+        name = escape(folder.name(image))
         alt = "False positive" if what == "false alarm" else "Missed pedestrian"
         tiles.append(
             f'<li><figure><img src="{_data_uri(file.getvalue(), "jpeg")}" width="{TILE[0]}" '
-            f'height="{TILE[1]}" alt="{alt} in image {image}: {escape(caption)}">'
-            f"<figcaption>image {image}: {escape(caption)}</figcaption></figure></li>"
+            f'height="{TILE[1]}" alt="{alt} in {name}: {escape(caption)}">'
+            f"<figcaption>{name}<br>{escape(caption)}</figcaption></figure></li>"
         )
     return '<ul class="sheet">\n' + "\n".join(tiles) + "\n</ul>"

@@ -12,7 +12,7 @@ from hkd_d2.evaluation.analysis import Calibration, MissRange
 from hkd_d2.visualization.curves import COLOURS, DASHES, DPI
 from hkd_d2.visualization.detections import STYLES
 
-TILE = (132, 176)  # pixels, width and height
+TILE = (240, 320)  # pixels, width and height
 CONTEXT = 1.9  # a tile shows so many times the box's height
 OUTSIDE = (96, 96, 96)  # beyond the image's border
 
@@ -78,7 +78,7 @@ def plot_calibration(
     """Draw precision over score, and under it how many detections each range of score holds.
 
     A calibrated detector's points lie on the diagonal. The legend has the expected calibration
-    error.
+    error; scores under the one from which it is taken are shaded.
 
     Args:
         calibrations: by the detector's name.
@@ -93,6 +93,18 @@ def plot_calibration(
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     precision, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
     precision.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="calibrated")
+    start = max(calibration.min_score for calibration in calibrations.values())
+    for axes in (precision, counts):
+        axes.axvspan(0, start, color="0.93", zorder=0)
+    counts.text(
+        start / 2,
+        0.04,
+        "not\nweighed",
+        ha="center",
+        fontsize=6,
+        color="0.35",
+        transform=counts.get_xaxis_transform(),
+    )
     for number, (name, calibration) in enumerate(calibrations.items()):
         parts = [part for part in calibration.ranges if part.detections]
         style = {
@@ -109,7 +121,7 @@ def plot_calibration(
         middles = [(part.low + part.high) / 2 for part in parts]
         counts.plot(middles, [part.detections for part in parts], **style)
     precision.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="precision", title=title)
-    precision.legend(loc="upper left", framealpha=0.95)
+    precision.legend(loc="lower right", framealpha=0.95)
     counts.set(yscale="log", xlabel="score", ylabel="detections")
     for axes in (precision, counts):
         axes.grid(color="0.88")
@@ -155,7 +167,7 @@ def crop_tile(
     pen = ImageDraw.Draw(tile)
     layers = [("ignored", ignored), ("pedestrian", pedestrians), ("found", detections)]
     thin = [(style, other, 2) for style, others in layers for other in others]
-    for style, (x, y, width, height), line in [*thin, (what, box, 3)]:
+    for style, (x, y, width, height), line in [*thin, (what, box, 4)]:
         corners = np.array([x - left, y - top, x + width - left, y + height - top]) * scale
         # A dark rim keeps a box visible on a bright wall.
         pen.rectangle((*(corners[:2] - 1), *(corners[2:] + 1)), outline="black", width=line + 2)

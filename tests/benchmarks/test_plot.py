@@ -29,6 +29,19 @@ def test_stages_are_stacked_in_the_order_of_the_longer_step(monkeypatch, tmp_pat
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_stages_too_thin_to_see_are_drawn_as_one(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: written.append(figure))
+    bars = {
+        "stock": {"a": 0.001, "student": 0.6, "b": 0.002},
+        "fused": {"student": 0.5, "b": 0.003, "c": 0.1, "a": 0.001},
+    }
+    plot_ledger(bars, tmp_path / "step.png")
+    (axes,) = written[0].axes
+    heights = {c.get_label(): [round(p.get_height(), 6) for p in c] for c in axes.containers}
+    assert heights == {"student": [600, 500], "c": [0, 100], "2 stages under 7.2 ms": [3, 4]}
+
+
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="give at least one step"):
         plot_ledger({}, tmp_path / "step.png")

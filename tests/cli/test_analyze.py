@@ -102,13 +102,18 @@ def test_page_and_numbers(main, folder, capsys):
     # the second: one false positive, ten misses.
     pictures = [read_image(image) for image in page.images]
     assert len(pictures) == 4 + 1 + 7 + 1 + 10
-    assert "image 4: score 0.70, height 80, IoU 0.00, background" in page.text
-    assert "image 3: height 100, visible 94%, IoU 0.00, no match" in page.text
+    assert "town_4.pngscore 0.70, height 80, IoU 0.00, background" in page.text
+    assert "town_3.pngheight 100, visible 94%, IoU 0.00, no match" in page.text
     assert "first & <best>" in page.text
     assert "missing reference points: the recall of the last operating point" in page.text
     # A miss stands in the middle of its tile, red; the false positive on the grey street.
     miss, wrong = pictures[5], pictures[4]
-    assert miss.getpixel((66, 88))[0] > 150 > 60 > max(wrong.getpixel((66, 88)))
+    middle = (miss.width // 2, miss.height // 2)
+    assert miss.size == (240, 320)
+    assert miss.getpixel(middle)[0] > 150 > 60 > max(wrong.getpixel(middle))
+    # Of two detectors the better is marked, and the second has its difference to the first.
+    assert "bad - first & <best>" in page.text
+    assert text.count('class="best"') > 3
 
     numbers = json.loads(Path("new/page.json").read_text())
     assert (numbers["setup"], numbers["curves"]) == ("All", "Reasonable")
@@ -209,10 +214,13 @@ def test_ground_truth_without_visible_shares(main, frames):
 
 
 def test_counts_that_hang_on_the_detector(main, frames):
-    """KAIST's script leaves out who is in an image without a detection: four images, and one."""
+    """KAIST's script leaves out who is in an image without a detection: four images, and one.
+
+    It also takes the match with the annotation of id 0 for a false positive, the first one.
+    """
     assert main(["gt.json", "good.json", "bad.json", "--protocol", "kaist"]) == 0
     text = Page(Path("errors.html").read_text()).text
-    assert "All>= 200 to 24 / 1" in text and "100 to 1504 / 11 (25.0%)1 (100.0%)" in text
+    assert "All>= 200 to 24 / 1" in text and "100 to 1504 / 13 (75.0%)1 (100.0%)+25.0" in text
 
 
 @pytest.mark.parametrize(("rule", "missing"), [("official", 0.7), ("matlab", 1)])
@@ -222,6 +230,11 @@ def test_missing_points_by_name(main, folder, rule, missing):
     assert main(["gt.json", "late.json", "--missing-point", rule]) == 0
     numbers = json.loads(Path("errors.json").read_text())
     assert numbers["rules"]["missing_point"] == rule
+    # Said of the detector that lacks points, on the page.
+    text = Page(Path("errors.html").read_text()).text
+    assert "late:" in text and "Reasonable lacks 4" in text and f"the rule '{rule}'" in text
+    main(["gt.json", "good.json"])
+    assert "Reasonable lacks" not in Page(Path("errors.html").read_text()).text
     expected = 100 * (missing**4 * 0.8**2 * 0.7**3) ** (1 / 9)
     assert numbers["detectors"]["late"]["miss_rate"]["Reasonable"] == pytest.approx(expected)
 
@@ -230,7 +243,7 @@ def test_missing_points_by_name(main, folder, rule, missing):
     ("arguments", "message"),
     [
         (["gt.json", "nowhere.json"], "nowhere.json does not exist"),
-        (["gt.json", "none.json"], "none.json: There is no detection of category 1"),
+        (["gt.json", "none.json"], "none.json: There is no detection of pedestrians"),
         (["gt.json", "good.json", "x=stray.json"], "stray.json: detection 0 lies in image 99"),
         (["gt.json", "good.json", "good=bad.json"], "Two detection files are named 'good'"),
         (["gt.json", "=good.json"], "=good.json: give a detection file as NAME=FILE"),

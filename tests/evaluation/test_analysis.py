@@ -200,13 +200,19 @@ def test_so_many_are_listed_and_all_are_counted():
 def test_calibration_by_hand():
     # [0.9, 1]: scores 0.9 and 1, one of two right: |0.5 - 0.95|. [0.2, 0.3): 0.2 and 0.25, both
     # right: |1 - 0.225|. [0, 0.1): 0, wrong: 0. Five in all: (2 * 0.45 + 2 * 0.775 + 0) / 5 = 0.49
-    calibration = calibrate(np.array([1, 0.9, 0.25, 0.2, 0]), np.array([1, 0, 1, 1, 0]))
+    scores, right = np.array([1, 0.9, 0.25, 0.2, 0]), np.array([1, 0, 1, 1, 0])
+    calibration = calibrate(scores, right, min_score=0)
     counts = [part.detections for part in calibration.ranges]
     assert counts == [1, 0, 2, 0, 0, 0, 0, 0, 0, 2]
     assert calibration.ranges[9].precision == 0.5
     assert calibration.ranges[9].mean_score == pytest.approx(0.95)
     assert calibration.ranges[1].precision is None
     assert calibration.error == pytest.approx(0.49)
+    # From 0.1 on, as it is shown: four are left, and any number below changes nothing.
+    assert calibrate(scores, right).error == pytest.approx((2 * 0.45 + 2 * 0.775) / 4)
+    more = calibrate(np.append(scores, [0.05] * 1000), np.append(right, [0] * 1000))
+    assert more.error == calibrate(scores, right).error
+    assert more.ranges[0].detections == 1001
 
 
 def test_edges_of_scores_belong_to_the_upper_range():

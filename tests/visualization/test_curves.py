@@ -120,6 +120,8 @@ def test_training_curves_leave_distillation_out_of_the_own_loss(figures, tmp_pat
     assert [t.get_text() for t in own.get_legend().get_texts()] == ["plain", "hkd"]
     assert [line.get_xydata().tolist() for line in terms.lines] == [[[20, 3.0]]]
     assert [t.get_text() for t in terms.get_legend().get_texts()] == ["pyramid"]
+    # A term has no detector's colour.
+    assert terms.lines[0].get_color() not in {line.get_color() for line in own.lines}
 
 
 def test_training_curves_of_plain_runs_have_one_panel(figures, tmp_path, write_metrics):
