@@ -136,10 +136,10 @@ def merge_section(cfg: CfgNode, section: Section, file: str | Path) -> None:
     version = section.get("VERSION")
     if version is None:
         version = guess_version(CfgNode(section), str(file))
-    if not isinstance(version, int) or version > cfg.VERSION:
+    if version not in range(1, cfg.VERSION + 1) or isinstance(version, bool):
         raise ValueError(
             f"{section.places['VERSION']}: VERSION is {version!r}, and the installed Detectron2 "
-            f"reads configs of version {cfg.VERSION} and older; correct it."
+            f"reads configs of version 1 to {cfg.VERSION}; correct it."
         )
     if version == cfg.VERSION:
         _merge(cfg, section, "", cfg)

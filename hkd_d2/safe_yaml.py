@@ -14,12 +14,11 @@ from pathlib import Path
 import yaml
 
 # No config is near these; what exceeds them is made to exhaust memory or time.
-MAX_BYTES = 2**20
+MAX_BYTES = 2**18
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
 
 EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
-PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class Section(dict):
@@ -38,7 +37,7 @@ def read_yaml(file: str | Path) -> Section:
     """Read the mapping of a YAML file.
 
     Args:
-        file: UTF-8, with a byte order mark or without; at most 1 MiB.
+        file: UTF-8, with a byte order mark or without; at most 256 KiB.
 
     Returns:
         Mappings as :class:`Section`, lists, text, whole numbers, floats, booleans and None.
@@ -90,7 +89,9 @@ def _read_text(path: Path) -> str:
             "or name another file."
         ) from error
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"'{path}' is larger than 1 MiB, so it is no config; name a config file.")
+        raise ValueError(
+            f"'{path}' is larger than 256 KiB, so it is no config; name a config file."
+        )
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"'{path}' is text in UTF-16; save it as UTF-8.")
     try:
@@ -152,6 +153,11 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.file = file
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level > MAX_DEPTH:  # the time of PyYAML's scanner grows with its square
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
     def mistake(self, node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
         return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
@@ -175,11 +181,11 @@ class _Loader(yaml.SafeLoader):
             section[key] = self.construct_object(value_node, deep=True)
             section.places[key] = place_of(self.file, key_node.start_mark)
 
-    def number(self, node: yaml.ScalarNode) -> int | float:
+    def scalar(self, node: yaml.ScalarNode) -> int | float | bool:
         try:
             return self.PARSERS[node.tag](self, node)
-        except ValueError as error:
-            raise self.mistake(node, "there is a number that cannot be read") from error
+        except (ValueError, KeyError, IndexError) as error:
+            raise self.mistake(node, f"'{node.value[:40]}' cannot be read") from error
 
     def evaluated(self, node: yaml.SequenceNode) -> int | float | list | tuple:
         try:
@@ -195,6 +201,7 @@ class _Loader(yaml.SafeLoader):
         )
 
     PARSERS = {
+        "tag:yaml.org,2002:bool": yaml.SafeLoader.construct_yaml_bool,
         "tag:yaml.org,2002:int": yaml.SafeLoader.construct_yaml_int,
         "tag:yaml.org,2002:float": yaml.SafeLoader.construct_yaml_float,
     }
@@ -206,15 +213,14 @@ _Loader.yaml_implicit_resolvers = {
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {
-    f"tag:yaml.org,2002:{name}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{name}"]
-    for name in PLAIN_TAGS
-} | {
-    "tag:yaml.org,2002:int": _Loader.number,
-    "tag:yaml.org,2002:float": _Loader.number,
-    "tag:yaml.org,2002:map": _Loader.section,
-    EVAL_TAG: _Loader.evaluated,
-    None: _Loader.refused,
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (f"tag:yaml.org,2002:{name}" for name in ("null", "str", "seq"))
 }
+for _tag in _Loader.PARSERS:
+    _Loader.add_constructor(_tag, _Loader.scalar)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.section)
+_Loader.add_constructor(EVAL_TAG, _Loader.evaluated)
+_Loader.add_constructor(None, _Loader.refused)
 
 
 MAX_STEPS = 10_000

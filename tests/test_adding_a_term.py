@@ -86,6 +86,7 @@ def test_the_example_refuses_a_level_that_is_not_there(config_file):
         build_model(cfg)
 
 
+@rule("A term is one file, outside the package and inside")
 def test_a_term_is_one_file(config_file, package):
     """Outside the package and, as the same file in its folder, inside."""
     assert [path.name for path in package.rglob("*") if path.is_file()] == ["contrast.py"]

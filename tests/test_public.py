@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hkd_d2
+from helpers.rules import rule
 
 ROOT = Path(hkd_d2.__file__).parent
 
@@ -21,6 +22,7 @@ def python(code):
     )
 
 
+@rule("import hkd_d2 imports nothing else")
 def test_importing_the_package_imports_nothing_else():
     done = python(
         "import sys; before = set(sys.modules); import hkd_d2\n"
