@@ -32,7 +32,7 @@ help:
 	@echo "make bench              time the operators on this machine's CPU, at half of 1024x2048"
 	@echo "make bench SCALE=full   the same at 1024x2048"
 	@echo "make gpu-check          test and time the CUDA kernels on this machine's GPU, with a report"
-	@echo "make lint               ruff, clang-format, rules of imports, shellcheck"
+	@echo "make lint               ruff, clang-format, rules of imports, types, shellcheck"
 	@echo "make docs               the documents as a site, docs/_build/html"
 	@echo "make clean              remove what was built, not what was trained"
 
@@ -91,6 +91,7 @@ lint: $(BUILT)
 	find csrc tests/cuda_emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
 		| xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/lint-imports --no-cache
+	$(PY) -m mypy
 	if [ -x $(BIN)/shellcheck ]; then $(BIN)/shellcheck .ci/run tools/*.sh; fi
 
 docs: $(BUILT)
