@@ -47,6 +47,8 @@ def guard(command: Callable[[], int], prog: str) -> int:
             # The reader of our output is gone, as in hkd score ... | head.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
+        if getattr(error, "exit_code", None) in (130, 143):  # of a process that was stopped
+            return error.exit_code
         sentence = user_sentence(error)
         if sentence is None:
             raise

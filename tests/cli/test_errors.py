@@ -74,6 +74,14 @@ def test_an_error_of_a_spawned_process(error, sentence):
     assert user_sentence(raised.value) == sentence
 
 
+def stop_process(rank):
+    raise SystemExit(143)
+
+
+def test_a_spawned_process_that_was_stopped():
+    assert guard(lambda: torch.multiprocessing.spawn(stop_process, nprocs=1), "hkd x") == 143
+
+
 class Failing(Dataset):
     def __init__(self, error):
         self.error = error
