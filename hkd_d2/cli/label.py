@@ -1,7 +1,7 @@
 """Label images with a teacher's detections: pseudo-labels for HKD.DATA.PSEUDO.
 
     hkd label --model output/teacher_retinanet_citypersons/model_final.pth \\
-        --data citypersons_train --out output/pools/citypersons_retinanet.json
+        --data citypersons_train --out output/files/citypersons_retinanet.json
     hkd label --model ... --images FOLDER --out LABELS.json
 
 An image of FOLDER that cannot be used is named and left out, and the exit code is 1. A file that is
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
         resize_sizes,
         usable_records,
     )
-    from hkd_d2.data.pseudo_labels import check_pool_target, write_pool
+    from hkd_d2.data.pseudo_labels import check_pseudo_label_target, write_pseudo_labels
     from hkd_d2.devices import check_device
     from hkd_d2.engine.pseudo_labels import label_images
     from hkd_d2.inference.torch_backend import load_config
 
     options = config_options(args)
-    check_pool_target(args.out)
+    check_pseudo_label_target(args.out)
     cfg = load_config(args.model, args.config_file, options)
     check_device(cfg.MODEL.DEVICE)
     register_datasets(cfg)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         records = usable_records(find_images(args.images, refuse), sizes, refuse)
         if not records:
             raise ValueError(f"No image of '{args.images}' can be labelled; name another folder.")
-    pool = label_images(
+    pseudo = label_images(
         cfg,
         args.model,
         records,
@@ -89,9 +89,15 @@ def run(args: argparse.Namespace) -> int:
             "teacher_options": options,
         },
     )
-    write_pool(args.out, pool)
+    found = len(pseudo["annotations"])
+    if not found:
+        raise ValueError(
+            f"{args.model} finds nothing above {args.score_threshold} in {len(records)} images; "
+            "lower --score-threshold or name other images. Nothing was written."
+        )
+    write_pseudo_labels(args.out, pseudo)
     print(
-        f"{args.out}: {len(pool['images'])} images, {len(pool['annotations'])} detections above "
+        f"{args.out}: {len(pseudo['images'])} images, {found} detections above "
         f"{args.score_threshold}"
     )
     return 1 if refusals else 0

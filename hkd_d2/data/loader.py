@@ -15,7 +15,12 @@ from detectron2.utils.logger import log_first_n
 from torch.utils.data import Sampler
 
 from hkd_d2.data.datasets import check_records
-from hkd_d2.data.pseudo_labels import check_pool_teacher, file_sha256, in_classes_of, read_pool
+from hkd_d2.data.pseudo_labels import (
+    check_pseudo_label_teacher,
+    file_sha256,
+    in_classes_of,
+    read_pseudo_labels,
+)
 
 # Seed of the draw of LABELED_SHARE: the same images in every run, whatever its SEED.
 SHARE_SEED = 0
@@ -51,16 +56,16 @@ def labelled_sets(cfg: CfgNode) -> dict[str, list[dict]]:
     return part
 
 
-def pool_sets(cfg: CfgNode, labelled: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """The records of each pool of ``HKD.DATA.PSEUDO``, in the classes of the labelled sets.
+def pseudo_label_sets(cfg: CfgNode, labelled: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The records of each file of ``HKD.DATA.PSEUDO``, in the classes of the labelled sets.
 
-    An image that is labelled too is left out of the pool, with a warning: its ground truth is
-    better than a guess, and a pool of a whole data set serves every labelled part of it.
+    An image that is labelled too is left out, with a warning: its ground truth is better
+    than a guess, and a file of a whole data set serves every labelled part of it.
 
     Raises:
-        FileNotFoundError: a missing pool or image.
-        ValueError: a pool that is named twice, is damaged or empty, shares an image with another
-            pool or with a test set, was made by another teacher than ``HKD.TEACHER.WEIGHTS``
+        FileNotFoundError: a missing file or image.
+        ValueError: a file that is named twice, is damaged or empty, shares an image with another
+            file or with a test set, was made by another teacher than ``HKD.TEACHER.WEIGHTS``
             (where that is set), has other classes, or holds labelled images alone.
     """
     if not cfg.HKD.DATA.PSEUDO:
@@ -77,61 +82,61 @@ def pool_sets(cfg: CfgNode, labelled: dict[str, list[dict]]) -> dict[str, list[d
     taken = {_file(r): name for name, records in labelled.items() for r in records}
     tested = {_file(r): name for name in cfg.DATASETS.TEST for r in check_records(name)}
     files = [os.path.realpath(path) for path in cfg.HKD.DATA.PSEUDO]
-    in_pool, pools = {}, {}
+    seen_in, pseudo_sets = {}, {}
     for path, file in zip(cfg.HKD.DATA.PSEUDO, files, strict=True):
         if files.count(file) > 1:
-            raise ValueError(f"HKD.DATA.PSEUDO names the pool '{path}' twice; name it once.")
-        pool = read_pool(path)
+            raise ValueError(f"HKD.DATA.PSEUDO names the file '{path}' twice; name it once.")
+        pseudo = read_pseudo_labels(path)
         if weights:
-            check_pool_teacher(pool, weights, sha256)
+            check_pseudo_label_teacher(pseudo, weights, sha256)
         records = []
-        for record in in_classes_of(pool, classes, cfg.HKD.TEACHER.CLASS_MAP):
+        for record in in_classes_of(pseudo, classes, cfg.HKD.TEACHER.CLASS_MAP):
             image = _file(record)
             if image in tested:
                 raise ValueError(
                     f"{path}: the image '{image}' is in the test set '{tested[image]}' too; make "
-                    "the pool without the images of DATASETS.TEST."
+                    "the file without the images of DATASETS.TEST."
                 )
-            if image in in_pool:
+            if image in seen_in:
                 raise ValueError(
-                    f"{path}: the image '{image}' is in the pool '{in_pool[image]}' too; make "
-                    "pools that have no image in common."
+                    f"{path}: the image '{image}' is in the file '{seen_in[image]}' too; make "
+                    "files that have no image in common."
                 )
-            in_pool[image] = path
+            seen_in[image] = path
             if image not in taken:
                 records.append(record)
         if not records:
             raise ValueError(
-                f"{path}: the pool is empty, all its {len(pool.records)} images are labelled in "
-                "DATASETS.TRAIN; make a pool of other images or lower HKD.DATA.LABELED_SHARE."
+                f"{path}: the file is empty, all its {len(pseudo.records)} images are labelled in "
+                "DATASETS.TRAIN; make a file of other images or lower HKD.DATA.LABELED_SHARE."
             )
-        if len(records) < len(pool.records):
+        if len(records) < len(pseudo.records):
             log_first_n(
                 logging.WARNING,
-                f"{path}: {len(pool.records) - len(records)} of its {len(pool.records)} images are "
-                "labelled in DATASETS.TRAIN and left out of the pool.",
+                f"{path}: {len(pseudo.records) - len(records)} of its {len(pseudo.records)} images "
+                "are labelled in DATASETS.TRAIN and left out of it.",
                 name=__name__,
                 key="message",
             )
-        pools[path] = records
-    return pools
+        pseudo_sets[path] = records
+    return pseudo_sets
 
 
 def build_train_loader(cfg: CfgNode, mapper) -> torch.utils.data.DataLoader:
-    """Detectron2's training loader, over the labelled images or over these and the pools.
+    """Detectron2's training loader, over the labelled images or over these and pseudo-labels.
 
     Raises:
-        ValueError, FileNotFoundError: see :func:`labelled_sets` and :func:`pool_sets`.
+        ValueError, FileNotFoundError: see :func:`labelled_sets` and :func:`pseudo_label_sets`.
     """
     node = cfg.HKD.DATA
     if not node.PSEUDO and node.LABELED_SHARE == 1:
         return build_detection_train_loader(cfg, mapper=mapper)
     labelled = labelled_sets(cfg)
-    pools = pool_sets(cfg, labelled)
-    labelled, pool = ([r for s in sets.values() for r in s] for sets in (labelled, pools))
+    pseudo_sets = pseudo_label_sets(cfg, labelled)
+    labelled, pseudo = ([r for s in sets.values() for r in s] for sets in (labelled, pseudo_sets))
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        labelled, pool = map(filter_images_with_only_crowd_annotations, (labelled, pool))
-    if not pool:
+        labelled, pseudo = map(filter_images_with_only_crowd_annotations, (labelled, pseudo))
+    if not pseudo:
         return build_detection_train_loader(cfg, mapper=mapper, dataset=labelled)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(
@@ -141,10 +146,10 @@ def build_train_loader(cfg: CfgNode, mapper) -> torch.utils.data.DataLoader:
     return build_detection_train_loader(
         cfg,
         mapper=mapper,
-        dataset=labelled + pool,
+        dataset=labelled + pseudo,
         sampler=MixedTrainingSampler(
             len(labelled),
-            len(pool),
+            len(pseudo),
             ratio=node.PSEUDO_RATIO,
             batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         ),
@@ -158,15 +163,15 @@ class MixedTrainingSampler(Sampler):
 
     Two of Detectron2's ``TrainingSampler``, with the same seed on all processes and other images on
     each, are read in turn: of the first n images of the stream that the processes' batches make
-    one after another, floor(n r / (1 + r)) are of the pool, r the ratio. So a batch, of a process
-    and of all together, holds the ratio exactly where it can, and differs from it by less than one
-    image where it cannot; at 1:1 single images alternate, labelled first. Like Detectron2's, a
-    resumed run starts a new shuffle.
+    one after another, floor(n r / (1 + r)) are pseudo-labelled, r the ratio. So a batch, of a
+    process and of all together, holds the ratio exactly where it can, and differs from it by less
+    than one image where it cannot; at 1:1 single images alternate, labelled first. Like
+    Detectron2's, a resumed run starts a new shuffle.
 
     Args:
         labelled (int): number of labelled images, indices 0 to ``labelled`` - 1.
-        pool (int): number of the pool's, whose indices follow.
-        ratio (float): images of the pool for each labelled one, 0.01 to 100.
+        pseudo (int): number of pseudo-labelled images, whose indices follow.
+        ratio (float): pseudo-labelled images for each labelled one, 0.01 to 100.
         batch_size (int): images a process and step.
         seed (int): of the shuffles; None for one that the processes agree on.
 
@@ -174,23 +179,23 @@ class MixedTrainingSampler(Sampler):
         ValueError: a ratio out of range.
     """
 
-    def __init__(self, labelled: int, pool: int, *, ratio=1.0, batch_size=1, seed=None):
+    def __init__(self, labelled: int, pseudo: int, *, ratio=1.0, batch_size=1, seed=None):
         if not 0.01 <= ratio <= 100:
             raise ValueError(f"HKD.DATA.PSEUDO_RATIO is {ratio}; give a number from 0.01 to 100.")
         self.offset = labelled
         self.labelled = TrainingSampler(labelled, seed=seed)
-        self.pool = TrainingSampler(pool, seed=None if seed is None else seed + 1)
+        self.pseudo = TrainingSampler(pseudo, seed=None if seed is None else seed + 1)
         # Whole numbers, so that a long stream does not drift.
         ratio = Fraction(ratio).limit_denominator(1000)
         self.share = ratio / (1 + ratio)
         self.start = comm.get_rank() * batch_size
 
     def __iter__(self):
-        labelled, pool = iter(self.labelled), (i + self.offset for i in self.pool)
+        labelled, pseudo = iter(self.labelled), (i + self.offset for i in self.pseudo)
         share = self.share
         for number in itertools.count(self.start):
             before, after = (n * share.numerator // share.denominator for n in (number, number + 1))
-            yield next(pool if after > before else labelled)
+            yield next(pseudo if after > before else labelled)
 
 
 def _file(record: dict) -> str:

@@ -1,6 +1,6 @@
-"""Pools of pseudo-labels: images with a teacher's detections as their labels, and their origin.
+"""Files of pseudo-labels: images with a teacher's detections as their labels, and their origin.
 
-A pool is a COCO JSON file. Beyond COCO's keys
+A file of pseudo-labels is a COCO JSON file. Beyond COCO's keys
 
 - an annotation has ``score``, the detection's;
 - ``categories`` is the teacher's class list, with ids 1, 2, ... in the order of its classes;
@@ -21,13 +21,14 @@ from detectron2.utils.file_io import PathManager
 from hkd_d2.data.datasets.coco import load_coco, read_coco
 from hkd_d2.files import written_beside
 
-FORMAT = "hkd_d2 pseudo-label pool"
+FORMAT = "hkd_d2 pseudo-labels"
+FORMATS = (FORMAT, "hkd_d2 pseudo-label pool")  # also that of files made before 0.1.0
 _INFO = {"teacher_sha256": str, "score_threshold": (int, float), "image_root": str}
 
 
 @dataclass
-class Pool:
-    """A pool as it was read.
+class PseudoLabels:
+    """A file of pseudo-labels as it was read.
 
     Attributes:
         path (str): its file.
@@ -55,10 +56,10 @@ def file_sha256(path: str) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def make_pool(
+def make_pseudo_labels(
     records: list[dict], detections: list[Instances], classes: list[str], info: dict
 ) -> dict:
-    """Put detections into a pool's form.
+    """Put detections into the form of a file of pseudo-labels.
 
     Args:
         records: of the images, see :mod:`hkd_d2.data.datasets.records`; annotations are not read.
@@ -105,8 +106,8 @@ def make_pool(
     }
 
 
-def check_pool_target(path: str) -> None:
-    """Check that a pool may be written to ``path``: nothing is there, or a pool.
+def check_pseudo_label_target(path: str) -> None:
+    """Check that pseudo-labels may be written to ``path``: nothing is there, or pseudo-labels.
 
     Raises:
         ValueError: something else is there.
@@ -116,63 +117,61 @@ def check_pool_target(path: str) -> None:
     try:
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
-        is_pool = content["info"]["format"] == FORMAT
+        is_ours = content["info"]["format"] in FORMATS
     except (OSError, ValueError, KeyError, TypeError):
-        is_pool = False
-    if not is_pool:
-        raise ValueError(
-            f"{path} is there already and is no pool of pseudo-labels; name another file."
-        )
+        is_ours = False
+    if not is_ours:
+        raise ValueError(f"{path} is there already and holds no pseudo-labels; name another file.")
 
 
-def write_pool(path: str, pool: dict) -> None:
-    """Write a pool whole or not at all; its folder is made where it is missing.
+def write_pseudo_labels(path: str, pseudo: dict) -> None:
+    """Write pseudo-labels whole or not at all; their folder is made where it is missing.
 
     Raises:
-        ValueError: ``path`` holds something else than a pool.
+        ValueError: ``path`` holds something else.
     """
-    check_pool_target(path)
+    check_pseudo_label_target(path)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with written_beside(path) as part, open(part, "w", encoding="utf-8") as f:
-        json.dump(pool, f)
+        json.dump(pseudo, f)
 
 
-def read_pool(path: str) -> Pool:
-    """Read and check a pool.
+def read_pseudo_labels(path: str) -> PseudoLabels:
+    """Read and check a file of pseudo-labels.
 
     Raises:
         FileNotFoundError: the file or an image is missing.
-        ValueError: the file is damaged, no pool, or without an image or a detection.
+        ValueError: the file is damaged, holds no pseudo-labels, or has no image or no detection.
     """
     data = read_coco(path)
     info = data.get("info")
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    if not isinstance(info, dict) or info.get("format") not in FORMATS:
         raise ValueError(
-            f"{path}: no pool of pseudo-labels, its info does not say so; make one with hkd label."
+            f"{path}: no pseudo-labels, its info does not say so; make one with hkd label."
         )
     for key, kind in _INFO.items():
         if not isinstance(info.get(key), kind):
             raise ValueError(
-                f"{path}: the pool is damaged, its info has no '{key}'; make it again with "
+                f"{path}: the file is damaged, its info has no '{key}'; make it again with "
                 "hkd label."
             )
     if [c.get("id") for c in data["categories"]] != list(range(1, len(data["categories"]) + 1)):
         raise ValueError(
-            f"{path}: the pool is damaged, its categories are not numbered 1, 2, ...; make it "
+            f"{path}: the file is damaged, its categories are not numbered 1, 2, ...; make it "
             "again with hkd label."
         )
     if not data["images"] or not data["annotations"]:
         raise ValueError(
-            f"{path}: the pool is empty, {len(data['images'])} images and "
+            f"{path}: the file is empty, {len(data['images'])} images and "
             f"{len(data['annotations'])} detections; make it again from images with objects or "
             "with a lower --score-threshold."
         )
     records = load_coco(path, info["image_root"])
-    return Pool(path, info, [c["name"] for c in data["categories"]], records)
+    return PseudoLabels(path, info, [c["name"] for c in data["categories"]], records)
 
 
-def check_pool_teacher(pool: Pool, weights: str, sha256: str) -> None:
-    """Check that the teacher of the run made the pool.
+def check_pseudo_label_teacher(pseudo: PseudoLabels, weights: str, sha256: str) -> None:
+    """Check that the teacher of the run made the file.
 
     Args:
         weights: ``HKD.TEACHER.WEIGHTS``, for the sentence; ``sha256``: of that file.
@@ -180,16 +179,16 @@ def check_pool_teacher(pool: Pool, weights: str, sha256: str) -> None:
     Raises:
         ValueError: another teacher made it.
     """
-    if pool.info["teacher_sha256"] != sha256:
+    if pseudo.info["teacher_sha256"] != sha256:
         raise ValueError(
-            f"{pool.path}: the pool was made by another teacher (sha256 "
-            f"{pool.info['teacher_sha256'][:12]}...) than HKD.TEACHER.WEIGHTS '{weights}' "
+            f"{pseudo.path}: the file was made by another teacher (sha256 "
+            f"{pseudo.info['teacher_sha256'][:12]}...) than HKD.TEACHER.WEIGHTS '{weights}' "
             f"({sha256[:12]}...); make it again with hkd label or name its teacher."
         )
 
 
-def in_classes_of(pool: Pool, classes: list[str], class_map: list[int]) -> list[dict]:
-    """The records of a pool, in the classes of the student.
+def in_classes_of(pseudo: PseudoLabels, classes: list[str], class_map: list[int]) -> list[dict]:
+    """The records of a file, in the classes of the student.
 
     Args:
         classes: of the labelled training sets.
@@ -197,20 +196,20 @@ def in_classes_of(pool: Pool, classes: list[str], class_map: list[int]) -> list[
             classes that it does not name are dropped.
 
     Raises:
-        ValueError: other classes without a map, or a map that does not fit the pool's.
+        ValueError: other classes without a map, or a map that does not fit the file's.
     """
-    if not class_map and pool.classes != list(classes):
+    if not class_map and pseudo.classes != list(classes):
         raise ValueError(
-            f"{pool.path}: the pool has the classes {', '.join(pool.classes)} and DATASETS.TRAIN "
-            f"{', '.join(classes)}; set HKD.TEACHER.CLASS_MAP to the index of each student class "
-            "in the pool's list."
+            f"{pseudo.path}: the file has the classes {', '.join(pseudo.classes)} and "
+            f"DATASETS.TRAIN {', '.join(classes)}; set HKD.TEACHER.CLASS_MAP to the index of "
+            "each student class in the file's list."
         )
     class_map = list(class_map) or list(range(len(classes)))
-    if len(class_map) != len(classes) or not all(0 <= c < len(pool.classes) for c in class_map):
+    if len(class_map) != len(classes) or not all(0 <= c < len(pseudo.classes) for c in class_map):
         raise ValueError(
-            f"{pool.path}: HKD.TEACHER.CLASS_MAP {class_map} does not fit {len(classes)} student "
-            f"classes and the {len(pool.classes)} of the pool; give one index from 0 to "
-            f"{len(pool.classes) - 1} for each student class."
+            f"{pseudo.path}: HKD.TEACHER.CLASS_MAP {class_map} does not fit {len(classes)} student "
+            f"classes and the {len(pseudo.classes)} of the file; give one index from 0 to "
+            f"{len(pseudo.classes) - 1} for each student class."
         )
     return [
         {
@@ -221,5 +220,5 @@ def in_classes_of(pool: Pool, classes: list[str], class_map: list[int]) -> list[
                 if row["category_id"] in class_map
             ],
         }
-        for record in pool.records
+        for record in pseudo.records
     ]

@@ -18,7 +18,7 @@ from hkd_d2.data.anchors import report_anchors
 from hkd_d2.data.checks import check_anything_counts, check_class_lists, check_class_map
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.image_files import check_image_files, resize_sizes
-from hkd_d2.data.loader import labelled_sets, pool_sets
+from hkd_d2.data.loader import labelled_sets, pseudo_label_sets
 from hkd_d2.data.mapper import is_ignored
 from hkd_d2.evaluation import check_test_set
 from hkd_d2.modeling.ignore import IgnoreAwareDense, IgnoreAwareROIHeads, IgnoreAwareRPN
@@ -34,15 +34,16 @@ TRIAL_SIZE = (256, 256)
 def check_data(cfg: CfgNode) -> dict[str, list[dict]]:
     """Check every data set of the config: registered, with boxes, of one class list, images whole.
 
-    Pools of pseudo-labels are checked likewise, and by :func:`hkd_d2.data.loader.pool_sets`.
+    Files of pseudo-labels are checked likewise, and by
+    :func:`hkd_d2.data.loader.pseudo_label_sets`.
 
     Returns:
-        dict[str, list[dict]]: the records of each training set and pool, as far as they are used.
+        dict[str, list[dict]]: the records of each training set and file, as far as they are used.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name at least one data set.")
     labelled = labelled_sets(cfg)
-    training = {**labelled, **pool_sets(cfg, labelled)}
+    training = {**labelled, **pseudo_label_sets(cfg, labelled)}
     test = {name: check_records(name) for name in cfg.DATASETS.TEST}
     check_class_lists(labelled, test)
     check_anything_counts(cfg, training)

@@ -1,4 +1,4 @@
-"""A teacher labels images: Detectron2's own inference, into a pool of pseudo-labels."""
+"""A teacher labels images: Detectron2's own inference, into a file of pseudo-labels."""
 
 import datetime
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from hkd_d2.config import student_config
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.mapper import PedestrianMapper
-from hkd_d2.data.pseudo_labels import file_sha256, make_pool
+from hkd_d2.data.pseudo_labels import file_sha256, make_pseudo_labels
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 
@@ -24,7 +24,7 @@ def label_images(
     classes: list[str] | None = None,
     info: dict | None = None,
 ) -> dict:
-    """Run a detector over images and make a pool of its detections.
+    """Run a detector over images and make a file of its detections.
 
     Args:
         cfg (CfgNode): the teacher's; of a config that distils, its student.
@@ -32,10 +32,10 @@ def label_images(
         records (list[dict]): images, see :mod:`hkd_d2.data.datasets.records`.
         score_threshold (float): detections above it are kept; it replaces the config's own.
         classes (list[str]): the teacher's class list; None for that of its first training set.
-        info (dict): further keys of the pool's ``info``.
+        info (dict): further keys of the file's ``info``.
 
     Returns:
-        dict: a pool, see :mod:`hkd_d2.data.pseudo_labels`.
+        dict: a file, see :mod:`hkd_d2.data.pseudo_labels`.
 
     Raises:
         FileNotFoundError: no such weights.
@@ -60,7 +60,7 @@ def label_images(
     with torch.no_grad():
         for batch in tqdm(loader, desc="labelling", unit="image"):
             detections += [output["instances"].to("cpu") for output in model(batch)]
-    return make_pool(
+    return make_pseudo_labels(
         records,
         detections,
         classes,

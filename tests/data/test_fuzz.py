@@ -8,11 +8,11 @@ import signal
 
 import pytest
 
-from helpers.pseudo_labelled import pool_of, write_images
+from helpers.pseudo_labelled import pseudo_labels_of, write_images
 from helpers.small_datasets import SAMPLES, write_image, write_vbb
 from hkd_d2.data.datasets.coco import load_coco
 from hkd_d2.data.datasets.register import FOLDERS
-from hkd_d2.data.pseudo_labels import read_pool
+from hkd_d2.data.pseudo_labels import read_pseudo_labels
 from hkd_d2.data.streets import generate_streets
 
 VALUES = (
@@ -106,8 +106,8 @@ def samples(root):
     )
     labels = root / "pseudo_labels" / "labels.json"
     records = write_images(root / "pseudo_labels", 2)
-    labels.write_text(json.dumps(pool_of(records)))
-    made["pseudo_labels"] = (labels.parent, lambda: read_pool(str(labels)))
+    labels.write_text(json.dumps(pseudo_labels_of(records)))
+    made["pseudo_labels"] = (labels.parent, lambda: read_pseudo_labels(str(labels)))
     return made
 
 

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.pseudo_labelled import (
     LABELLED_BOX,
     POOL_BOX,
-    pool_of,
+    pseudo_labels_of,
     semi_supervised_config,
     write_images,
 )
@@ -24,13 +24,13 @@ from hkd_d2.data.loader import (
     MixedTrainingSampler,
     build_train_loader,
     labelled_sets,
-    pool_sets,
+    pseudo_label_sets,
 )
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    """Four labelled images and a pool of six others."""
+    """Four labelled images and a file of six others."""
     before = set(DatasetCatalog.list())
     cfg = semi_supervised_config(tmp_path)
     register_datasets(cfg)
@@ -45,12 +45,12 @@ def batches(cfg, number):
     return list(itertools.islice(loader, number))
 
 
-def of_pool(batch):
-    return [Path(x["file_name"]).parent.name == "pool" for x in batch]
+def is_pseudo(batch):
+    return [Path(x["file_name"]).parent.name == "file" for x in batch]
 
 
-def pools(cfg):
-    return pool_sets(cfg, labelled_sets(cfg))
+def pseudo_sets(cfg):
+    return pseudo_label_sets(cfg, labelled_sets(cfg))
 
 
 @rule("Every batch holds the ratio of labelled and pseudo-labelled images")
@@ -60,18 +60,18 @@ def test_every_batch_holds_the_ratio(cfg, workers, batch):
     cfg.SOLVER.IMS_PER_BATCH = batch
     cfg.INPUT.RANDOM_FLIP = "none"
     found = batches(cfg, 30)
-    assert [sum(of_pool(b)) for b in found] == [batch // 2] * 30
+    assert [sum(is_pseudo(b)) for b in found] == [batch // 2] * 30
     images = {x["file_name"] for batch in found for x in batch}
     assert len(images) == 10  # all of both kinds
     for image in itertools.chain(*found):
         (box,) = image["instances"].gt_boxes.tensor.tolist()
         x, y, w, h = LABELLED_BOX
-        assert box == (POOL_BOX if "/pool/" in image["file_name"] else [x, y, x + w, y + h])
+        assert box == (POOL_BOX if "/file/" in image["file_name"] else [x, y, x + w, y + h])
 
 
 @pytest.mark.parametrize(
     ("ratio", "batch", "expected"),
-    [  # of the first n images floor(n r / (1 + r)) are of the pool
+    [  # of the first n images floor(n r / (1 + r)) are of the file
         (1.0, 1, [0, 1, 0, 1, 0, 1]),
         (1.0, 3, [1, 2, 1, 2, 1, 2]),
         (3.0, 4, [3, 3, 3, 3, 3, 3]),
@@ -82,7 +82,7 @@ def test_every_batch_holds_the_ratio(cfg, workers, batch):
 )
 def test_ratios_and_batches_that_do_not_fit(cfg, ratio, batch, expected):
     cfg.HKD.DATA.PSEUDO_RATIO, cfg.SOLVER.IMS_PER_BATCH = ratio, batch
-    assert [sum(of_pool(b)) for b in batches(cfg, 6)] == expected
+    assert [sum(is_pseudo(b)) for b in batches(cfg, 6)] == expected
 
 
 def test_a_long_stream_does_not_drift():
@@ -95,9 +95,9 @@ def test_the_same_seed_gives_the_same_stream_and_each_kind_is_shuffled_whole():
         list(itertools.islice(MixedTrainingSampler(4, 6, seed=s), 24)) for s in (3, 3, 4)
     )
     assert first == again != other
-    labelled, pool = first[::2], first[1::2]
+    labelled, pseudo = first[::2], first[1::2]
     assert sorted(labelled[:4]) == sorted(labelled[4:8]) == [0, 1, 2, 3]
-    assert sorted(pool[:6]) == sorted(pool[6:]) == [4, 5, 6, 7, 8, 9]
+    assert sorted(pseudo[:6]) == sorted(pseudo[6:]) == [4, 5, 6, 7, 8, 9]
 
 
 def one_rank(rank, cfg, path):
@@ -115,9 +115,9 @@ def test_two_processes_have_other_images_and_the_ratio(cfg, tmp_path, batch):
     ranks = [torch.load(f"{tmp_path}/names.{r}") for r in range(2)]
     for first, second in zip(*ranks, strict=True):
         assert len(first) == len(second) == batch // 2
-        assert sum("/pool/" in name for name in first + second) == batch // 2
+        assert sum("/file/" in name for name in first + second) == batch // 2
     # Together they go through the labelled images, each has another half of every shuffle.
-    for kind, size in (("/labelled/", 4), ("/pool/", 6)):
+    for kind, size in (("/labelled/", 4), ("/file/", 6)):
         mine, theirs = ([n for b in rank for n in b if kind in n][: size // 2] for rank in ranks)
         assert len(set(mine) | set(theirs)) == size
 
@@ -125,7 +125,7 @@ def test_two_processes_have_other_images_and_the_ratio(cfg, tmp_path, batch):
 def test_without_pools_the_loader_is_detectron2s(cfg):
     cfg.HKD.DATA.PSEUDO = []
     found = batches(cfg, 4)
-    assert not any(sum(of_pool(b)) for b in found)
+    assert not any(sum(is_pseudo(b)) for b in found)
     assert len({x["file_name"] for b in found for x in b}) == 4
 
 
@@ -155,15 +155,15 @@ def test_a_share_of_the_labels(cfg):
 def test_labelled_images_leave_the_pool_with_a_warning(cfg, tmp_path, caplog):
     (labelled,) = labelled_sets(cfg).values()
     path = tmp_path / "whole.json"
-    path.write_text(json.dumps(pool_of(labelled)))
+    path.write_text(json.dumps(pseudo_labels_of(labelled)))
     cfg.HKD.DATA.PSEUDO = [str(path)]
     with pytest.raises(
-        ValueError, match="the pool is empty, all its 4 images are labelled in DATA"
+        ValueError, match="the file is empty, all its 4 images are labelled in DATA"
     ):
-        pools(cfg)
+        pseudo_sets(cfg)
     cfg.HKD.DATA.LABELED_SHARE = 0.25
     with caplog.at_level(logging.WARNING):
-        (rest,) = pools(cfg).values()
+        (rest,) = pseudo_sets(cfg).values()
     assert "1 of its 4 images are labelled in DATASETS.TRAIN and left out" in caplog.text
     assert len(rest) == 3
     (used,) = labelled_sets(cfg).values()
@@ -173,22 +173,22 @@ def test_labelled_images_leave_the_pool_with_a_warning(cfg, tmp_path, caplog):
 def test_a_pool_named_twice(cfg, tmp_path):
     (path,) = cfg.HKD.DATA.PSEUDO
     (tmp_path / "link.json").symlink_to(path)
-    for again in (path, str(tmp_path / "link.json"), f"{tmp_path}/../{tmp_path.name}/pool.json"):
+    for again in (path, str(tmp_path / "link.json"), f"{tmp_path}/../{tmp_path.name}/file.json"):
         cfg.HKD.DATA.PSEUDO = [path, again]
-        with pytest.raises(ValueError, match="HKD.DATA.PSEUDO names the pool '.*' twice"):
-            pools(cfg)
+        with pytest.raises(ValueError, match="HKD.DATA.PSEUDO names the file '.*' twice"):
+            pseudo_sets(cfg)
     copy = tmp_path / "copy.json"
     copy.write_text(Path(path).read_text())
     cfg.HKD.DATA.PSEUDO = [path, str(copy)]
-    with pytest.raises(ValueError, match="copy.json: the image '.*001.png' is in the pool .*too"):
-        pools(cfg)
-    copy.write_text(json.dumps(pool_of(write_images(tmp_path / "more", 2))))
-    assert [len(r) for r in pools(cfg).values()] == [6, 2]
+    with pytest.raises(ValueError, match="copy.json: the image '.*001.png' is in the file .*too"):
+        pseudo_sets(cfg)
+    copy.write_text(json.dumps(pseudo_labels_of(write_images(tmp_path / "more", 2))))
+    assert [len(r) for r in pseudo_sets(cfg).values()] == [6, 2]
 
 
 def test_pool_images_that_are_tested(cfg, tmp_path):
     content = {
-        "images": [{"id": 1, "file_name": "pool/003.png", "height": 64, "width": 96}],
+        "images": [{"id": 1, "file_name": "file/003.png", "height": 64, "width": 96}],
         "annotations": [],
         "categories": [{"id": 1, "name": "pedestrian"}],
     }
@@ -196,8 +196,8 @@ def test_pool_images_that_are_tested(cfg, tmp_path):
     cfg.HKD.DATA.REGISTER = [["tested", "coco", str(tmp_path / "test.json"), str(tmp_path)]]
     register_datasets(cfg)
     cfg.DATASETS.TEST = ("tested",)
-    with pytest.raises(ValueError, match="003.png' is in the test set 'tested' too; make the pool"):
-        pools(cfg)
+    with pytest.raises(ValueError, match="003.png' is in the test set 'tested' too; make the file"):
+        pseudo_sets(cfg)
 
 
 def test_other_refusals(cfg, tmp_path):
@@ -214,12 +214,12 @@ def test_other_refusals(cfg, tmp_path):
     weights.write_bytes(b"abc")
     cfg.HKD.TEACHER.WEIGHTS = str(weights)
     with pytest.raises(ValueError, match="made by another teacher .*than HKD.TEACHER.WEIGHTS"):
-        pools(cfg)
+        pseudo_sets(cfg)
     name = cfg.DATASETS.TRAIN[0]
     DatasetCatalog.register("nameless", lambda: DatasetCatalog.get(name))
     cfg.DATASETS.TRAIN = ("nameless",)
     with pytest.raises(ValueError, match="'nameless' has no class names to compare"):
-        pools(cfg)
+        pseudo_sets(cfg)
 
 
 def test_images_without_a_box_may_be_filtered(cfg, tmp_path):

@@ -12,7 +12,7 @@ from helpers.rules import rule
 from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data.datasets import check_records, register_datasets
-from hkd_d2.data.pseudo_labels import write_pool
+from hkd_d2.data.pseudo_labels import write_pseudo_labels
 from hkd_d2.data.streets import generate_streets
 from hkd_d2.engine import Trainer, preflight
 from hkd_d2.engine.pseudo_labels import label_images
@@ -99,13 +99,13 @@ def test_the_presets_of_sad_train(streets, tmp_path):
     config_file, weights = save_teacher(teacher_cfg, tmp_path)
     register_datasets(teacher_cfg)
     records = check_records(teacher_cfg.DATASETS.TRAIN[0])
-    pool = str(tmp_path / "pool.json")
-    write_pool(pool, label_images(teacher_cfg, weights, records, score_threshold=0.5))
+    pseudo = str(tmp_path / "file.json")
+    write_pseudo_labels(pseudo, label_images(teacher_cfg, weights, records, score_threshold=0.5))
     teacher = ["HKD.TEACHER.CONFIG_FILE", config_file, "HKD.TEACHER.WEIGHTS", weights]
     for name, added in (
         ("sad_supervised", []),
-        ("sad_hard", ["HKD.DATA.PSEUDO", [pool]]),
-        ("sad", ["HKD.DATA.PSEUDO", [pool], *teacher]),
+        ("sad_hard", ["HKD.DATA.PSEUDO", [pseudo]]),
+        ("sad", ["HKD.DATA.PSEUDO", [pseudo], *teacher]),
     ):
         folder = tmp_path / name
         cfg = in_small(f"methods/{name}.yaml", streets, folder, *added)

@@ -20,7 +20,7 @@ from helpers.small_detectors import one_stage_config, save_teacher
 from hkd_d2.config import add_hkd_config
 from hkd_d2.data import PedestrianMapper
 from hkd_d2.data.datasets import check_records, register_datasets
-from hkd_d2.data.pseudo_labels import file_sha256, read_pool, write_pool
+from hkd_d2.data.pseudo_labels import file_sha256, read_pseudo_labels, write_pseudo_labels
 from hkd_d2.engine import Trainer
 from hkd_d2.engine.pseudo_labels import label_images
 
@@ -43,19 +43,19 @@ def read(config_file):
 
 @pytest.fixture
 def cfg(teacher, tmp_path):
-    """A run of SAD: four labelled images, a pool of six that the teacher labelled."""
-    records = write_images(tmp_path / "pool", 6)
-    pool = label_images(
+    """A run of SAD: four labelled images, a file of six that the teacher labelled."""
+    records = write_images(tmp_path / "file", 6)
+    pseudo = label_images(
         read(teacher[0]), teacher[1], records, score_threshold=THRESHOLD, classes=["pedestrian"]
     )
-    write_pool(str(tmp_path / "pool.json"), pool)
+    write_pseudo_labels(str(tmp_path / "file.json"), pseudo)
     cfg = one_stage_config(ARCHITECTURE)
     cfg.MODEL.META_ARCHITECTURE = "HKDDetector"
     cfg.HKD.TEACHER.CONFIG_FILE, cfg.HKD.TEACHER.WEIGHTS = teacher
     cfg.HKD.TERMS = ["adl"]
     name = f"semi_{tmp_path.name}"
     cfg.HKD.DATA.REGISTER = [[name, "coco", *write_labelled(tmp_path / "labelled", 4)]]
-    cfg.HKD.DATA.PSEUDO = [str(tmp_path / "pool.json")]
+    cfg.HKD.DATA.PSEUDO = [str(tmp_path / "file.json")]
     cfg.HKD.DATA.MIN_HEIGHT = 20
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
     cfg.OUTPUT_DIR = str(tmp_path / "output")
@@ -65,16 +65,16 @@ def cfg(teacher, tmp_path):
 
 @rule("Pseudo-labels are what Detectron2 detects")
 def test_a_pool_holds_what_detectron2_detects(cfg, teacher):
-    pool = read_pool(cfg.HKD.DATA.PSEUDO[0])
-    assert pool.info["teacher_sha256"] == file_sha256(teacher[1])
-    assert pool.info["score_threshold"] == THRESHOLD and pool.classes == ["pedestrian"]
+    pseudo = read_pseudo_labels(cfg.HKD.DATA.PSEUDO[0])
+    assert pseudo.info["teacher_sha256"] == file_sha256(teacher[1])
+    assert pseudo.info["score_threshold"] == THRESHOLD and pseudo.classes == ["pedestrian"]
     stock = read(teacher[0])
     stock.MODEL.WEIGHTS = teacher[1]
     stock.MODEL.RETINANET.SCORE_THRESH_TEST = THRESHOLD
     stock.DATASETS.TEST = ()
     predict = DefaultPredictor(stock)
     number = 0
-    for record in pool.records:
+    for record in pseudo.records:
         image = detection_utils.read_image(record["file_name"], format="BGR")
         found = predict(image)["instances"]
         boxes = found.pred_boxes.tensor.numpy()
@@ -117,7 +117,7 @@ def run(cfg, resume=False):
 
 def recorded(batches, seen):
     for batch in batches:
-        seen.append([Path(x["file_name"]).parent.name == "pool" for x in batch])
+        seen.append([Path(x["file_name"]).parent.name == "file" for x in batch])
         yield batch
 
 
@@ -133,12 +133,15 @@ def test_a_resumed_run_goes_on_with_the_mixture(cfg, tmp_path):
 
 @rule("ADL leaves out the undecided anchors and no other, on either kind of image")
 def test_adl_counts_every_anchor_that_the_labels_decide(cfg):
-    """On pool images as on others: all but those between the matcher's thresholds."""
+    """On file images as on others: all but those between the matcher's thresholds."""
     cfg.HKD.DATA.MIN_HEIGHT = 0  # no ignore rows, so that Detectron2's labels are the labels
     register_datasets(cfg)
     mapper = PedestrianMapper(cfg, True)
     model = build_model(cfg).train()
-    records = check_records(cfg.DATASETS.TRAIN[0])[:1] + read_pool(cfg.HKD.DATA.PSEUDO[0]).records
+    records = (
+        check_records(cfg.DATASETS.TRAIN[0])[:1]
+        + read_pseudo_labels(cfg.HKD.DATA.PSEUDO[0]).records
+    )
     stock = copy.deepcopy(model.student)
     for record in (records[0], records[1]):
         batch = [mapper(copy.deepcopy(record))]
@@ -172,7 +175,7 @@ def test_adl_counts_every_anchor_that_the_labels_decide(cfg):
 def test_what_does_not_fit_stops_the_run_before_the_first_step(cfg, tmp_path):
     (path,) = cfg.HKD.DATA.PSEUDO
     cfg.HKD.DATA.PSEUDO = [path, path]
-    with pytest.raises(ValueError, match="names the pool '.*' twice"):
+    with pytest.raises(ValueError, match="names the file '.*' twice"):
         Trainer(cfg)
     cfg.HKD.DATA.PSEUDO = [path]
     content = json.loads(Path(path).read_text())
@@ -189,12 +192,12 @@ def test_what_does_not_fit_stops_the_run_before_the_first_step(cfg, tmp_path):
     cfg.HKD.TEACHER.CLASS_MAP = [0]  # says that the person is the pedestrian
     Trainer(cfg)
     changed(annotations=[])
-    with pytest.raises(ValueError, match="the pool is empty"):
+    with pytest.raises(ValueError, match="the file is empty"):
         Trainer(cfg)
     changed()
     image = Path(content["info"]["image_root"], content["images"][2]["file_name"])
     image.write_bytes(image.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="pool.json: the image '.*003.png' cannot be read"):
+    with pytest.raises(ValueError, match="file.json: the image '.*003.png' cannot be read"):
         Trainer(cfg)
     image.unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 images are missing"):
@@ -206,15 +209,15 @@ def test_boxes_of_a_pool_may_be_too_small_to_count(cfg):
     register_datasets(cfg)
     loader = Trainer.build_train_loader(cfg)
     images = [x for batch in itertools.islice(loader, 6) for x in batch]
-    pool = [x["instances"] for x in images if Path(x["file_name"]).parent.name == "pool"]
-    small = [i.gt_boxes.tensor[:, 3] - i.gt_boxes.tensor[:, 1] < 49 for i in pool]
+    pseudo = [x["instances"] for x in images if Path(x["file_name"]).parent.name == "file"]
+    small = [i.gt_boxes.tensor[:, 3] - i.gt_boxes.tensor[:, 1] < 49 for i in pseudo]
     assert sum(s.sum() for s in small) > 0
-    for instances, ignored in zip(pool, small, strict=True):
+    for instances, ignored in zip(pseudo, small, strict=True):
         assert instances.gt_ignore[ignored].all()
 
 
 def test_labelling_refuses(teacher, tmp_path):
-    records = write_images(tmp_path / "pool", 1)
+    records = write_images(tmp_path / "file", 1)
     cfg = read(teacher[0])
     with pytest.raises(ValueError, match="1 classes and 2 are named"):
         label_images(cfg, teacher[1], records, score_threshold=0.5, classes=["a", "b"])

@@ -1,4 +1,4 @@
-"""Small labelled data sets and pools of pseudo-labels."""
+"""Small labelled data sets and files of pseudo-labels."""
 
 import json
 
@@ -9,9 +9,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from hkd_d2.config import add_hkd_config
-from hkd_d2.data.pseudo_labels import make_pool
+from hkd_d2.data.pseudo_labels import make_pseudo_labels
 
-# Of the labelled images, and of those in a pool; XYXY and XYWH.
+# Of the labelled images, and of those in a file; XYXY and XYWH.
 LABELLED_BOX, POOL_BOX, POOL_BOX_XYWH = (
     [8, 4, 21, 52],
     [50.5, 3.25, 72.5, 57.25],
@@ -49,25 +49,25 @@ def write_labelled(folder, number, name="pedestrian"):
     return str(folder / "labelled.json"), str(folder / "images")
 
 
-def pool_of(records, classes=("pedestrian",), labels=(0,), sha256="0" * 64):
-    """A pool with one detection of each of ``labels`` in every image, by no detector."""
+def pseudo_labels_of(records, classes=("pedestrian",), labels=(0,), sha256="0" * 64):
+    """Pseudo-labels: a detection of each of ``labels`` in every image, by no detector."""
     found = Instances((64, 96))
     found.pred_boxes = Boxes(torch.tensor([POOL_BOX] * len(labels)).reshape(-1, 4))
     found.scores = torch.full((len(labels),), 0.75)
     found.pred_classes = torch.tensor(labels, dtype=torch.int64)
     info = {"teacher_sha256": sha256, "score_threshold": 0.4}
-    return make_pool(records, [found] * len(records), list(classes), info)
+    return make_pseudo_labels(records, [found] * len(records), list(classes), info)
 
 
-def semi_supervised_config(folder, labelled=4, pool=6):
-    """Config of a run on a labelled set and a pool written under ``folder``, with batches of 2."""
+def semi_supervised_config(folder, labelled=4, pseudo=6):
+    """Config of a run on a labelled set and a file written under ``folder``, with batches of 2."""
     cfg = get_cfg()
     add_hkd_config(cfg)
     name = f"labelled_{folder.name}"
     cfg.HKD.DATA.REGISTER = [[name, "coco", *write_labelled(folder / "labelled", labelled)]]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
-    path = folder / "pool.json"
-    path.write_text(json.dumps(pool_of(write_images(folder / "pool", pool))))
+    path = folder / "file.json"
+    path.write_text(json.dumps(pseudo_labels_of(write_images(folder / "file", pseudo))))
     cfg.HKD.DATA.PSEUDO = [str(path)]
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 96
     cfg.DATALOADER.NUM_WORKERS = 0
