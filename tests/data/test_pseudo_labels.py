@@ -111,9 +111,9 @@ def test_truncated_and_missing(records, path):
     path.write_text(path.read_text()[:-40])
     with pytest.raises(ValueError, match="file.json is not valid JSON"):
         read_pseudo_labels(str(path))
-    write_pool_again = pseudo_labels_of(records)
+    again = pseudo_labels_of(records)
     path.unlink()
-    write_pseudo_labels(str(path), write_pool_again)
+    write_pseudo_labels(str(path), again)
     os.unlink(records[1]["file_name"])
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
         read_pseudo_labels(str(path))

@@ -11,7 +11,7 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from hkd_d2.config import add_hkd_config
+from hkd_d2.config import add_hkd_config, load_config
 from hkd_d2.data.datasets import (
     check_records,
     register,
@@ -201,6 +201,17 @@ def test_a_format_from_outside_the_package(config, outside_format, tmp_path):
     assert [r["file_name"] for r in check_records("ours")] == [f"{tmp_path}/1.png"]
     assert MetadataCatalog.get("ours").thing_classes == ["pedestrian"]
     assert "walkers_all" in DatasetCatalog.list()  # its built-in name came with it
+
+
+def test_a_config_brings_a_format(config, outside_format, tmp_path):
+    config()
+    register.FOLDERS.pop("walkers")
+    sys.modules.pop("walkers_of_a_team")
+    entry = ["theirs", "walkers", str(tmp_path), "all"]
+    text = f"HKD:\n  IMPORTS: [walkers_of_a_team]\n  DATA: {{REGISTER: [{json.dumps(entry)}]}}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    register_datasets(load_config(str(tmp_path / "run.yaml")))
+    assert [r["image_id"] for r in check_records("theirs")] == [1]
 
 
 @pytest.mark.parametrize("form", ["caltech", "coco"])
