@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from helpers.small_datasets import write_vbb
 from hkd_d2.evaluation import PROTOCOLS, evaluate_miss_rate
 from hkd_d2.evaluation.ground_truth_files import open_ground_truth, select_part
 from hkd_d2.evaluation.result_files import read_results
@@ -81,3 +82,19 @@ def test_day_and_night_of_one_file():
         select_part(ground_truth, detections, "dusk")
     with pytest.raises(ValueError, match="is named 'a.png'; day and night are told by"):
         select_part({"images": [{"id": 1, "file_name": "a.png"}]}, [], "day")
+
+
+def test_caltechs_folder_with_its_vbb_files(tmp_path):
+    for number in range(6, 11):
+        path = tmp_path / "annotations" / f"set{number:02d}" / "V000.vbb"
+        write_vbb(path, 60, ["person"], {30: [(1, (101, 101, 24.6, 60), (0, 0, 0, 0))]})
+    ground_truth, rules, setups = open_ground_truth(tmp_path, PROTOCOLS["caltech"], ["Reasonable"])
+    assert len(ground_truth["images"]) == 10  # frames 29 and 59 of each video
+    assert {row["bbox"][0] for row in ground_truth["annotations"]} == {100}  # pixels from 0
+    for number in range(6, 11):
+        folder = tmp_path / "found" / f"set{number:02d}"
+        folder.mkdir(parents=True)
+        (folder / "V000.txt").write_text("30,101,101,24.6,60,0.9\n")
+    detections = read_results(tmp_path / "found", ground_truth, rules)
+    result = evaluate_miss_rate(ground_truth, detections, setups, protocol=rules)["Reasonable"]
+    assert (result.num_ground_truth, result.miss_rate) == (5, 0)
