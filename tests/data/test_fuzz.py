@@ -3,11 +3,11 @@
 import json
 import os
 import random
-import re
 import signal
 
 import pytest
 
+from helpers.mutations import mutate_annotations
 from helpers.pseudo_labelled import pseudo_labels_of, write_images
 from helpers.small_datasets import SAMPLES, write_image, write_vbb
 from hkd_d2.data.datasets.coco import load_coco
@@ -15,60 +15,8 @@ from hkd_d2.data.datasets.register import FOLDERS
 from hkd_d2.data.pseudo_labels import read_pseudo_labels
 from hkd_d2.data.streets import generate_streets
 
-VALUES = (
-    *("NaN", "Infinity", "-Infinity", "1e400", "-1", "0", "1e300", "9" * 5000, "9" * 300),
-    *("null", "true", "[]", "{}", '"x"', '"\\ud800"', "[[[1]]]", "2.5", "1e18", "-0.0", '""'),
-    *("[" * 3000 + "]" * 3000, '{"a":' * 500 + "1" + "}" * 500, "192.0", "0x10", "1_0", "\u0663"),
-)
 SUFFIXES = (".json", ".odgt", ".txt", ".ini", ".vbb", ".mat")
 SECONDS = 10  # for the largest of these files of a few hundred bytes
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A change of the kinds that happen to files, or that a program of another mind makes."""
-    kind = rng.randrange(9)
-    at = rng.randrange(len(data) + 1)
-    if kind == 0:  # cut short
-        return data[:at]
-    if kind == 1:  # damaged bytes
-        changed = bytearray(data)
-        for _ in range(rng.choice((1, 1, 3, 20))):
-            if changed:
-                changed[rng.randrange(len(changed))] = rng.randrange(256)
-        return bytes(changed)
-    if kind == 2:  # a piece is missing, or stands twice
-        end = min(len(data), at + rng.randrange(1, 60))
-        return data[:at] + data[end:] if rng.random() < 0.5 else data[:end] + data[at:]
-    if kind == 3:  # a mark that is none, another encoding
-        text = data.decode("latin-1")
-        return rng.choice(
-            (
-                b"\xff\xfe" + data,
-                b"\xef\xbb\xbf" * 2 + data,
-                text.encode("utf-16"),
-                b"\0" * 8 + data,
-            )
-        )
-    if kind == 4:  # bytes from elsewhere
-        return data[:at] + rng.randbytes(rng.randrange(1, 30)) + data[at:]
-    if kind == 5:  # words of one line in another order
-        lines = data.split(b"\n")
-        line = rng.randrange(len(lines))
-        words = lines[line].split()
-        rng.shuffle(words)
-        lines[line] = b" ".join(words)
-        return b"\n".join(lines)
-    # Most often: a number or a value of another kind.
-    spans = [m.span() for m in re.finditer(rb'-?\d+(?:\.\d+)?|"[^"]*"', data)]
-    if not spans:
-        return data + b"\n1"
-    for _ in range(rng.choice((1, 1, 2))):
-        start, end = rng.choice(spans[:300])
-        data = data[:start] + rng.choice(VALUES).encode("utf-8", "surrogatepass") + data[end:]
-        spans = spans[: next((i for i, span in enumerate(spans) if span[0] >= start), 0)] or [
-            (0, 0)
-        ]
-    return data
 
 
 def samples(root):
@@ -132,7 +80,7 @@ def fuzz(folder, load, seeds):
         rng = random.Random(seed)
         path = rng.choice(files)
         whole = path.read_bytes()
-        path.write_bytes(mutate(whole, rng))
+        path.write_bytes(mutate_annotations(whole, rng))
         signal.alarm(SECONDS)
         try:
             load()

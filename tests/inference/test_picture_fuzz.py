@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.mutations import mutate_picture
 from hkd_d2.data.image_files import check_image_files, image_size
 from hkd_d2.inference.images import UPLOAD_FORMATS, as_array, read_image
 
@@ -58,29 +59,6 @@ def valid(form: str) -> bytes:
     return file.getvalue()
 
 
-def mutate(content: bytes, generator: np.random.Generator) -> bytes:
-    """Bytes overwritten, mostly in the header; removed, repeated, or cut off."""
-    found = bytearray(content)
-    for _ in range(generator.integers(1, 5)):
-        reach = min(len(found), 120) if generator.random() < 0.6 else len(found)
-        place = int(generator.integers(max(reach, 1)))
-        size = int(generator.integers(1, 9))
-        kind = generator.integers(6)
-        if kind == 0:
-            found[place : place + size] = generator.bytes(size)
-        elif kind == 1:
-            found[place : place + 1] = bytes([generator.choice([0, 1, 0x7F, 0x80, 0xFF])])
-        elif kind == 2:
-            found[place : place + size] = b"\xff" * size
-        elif kind == 3:
-            del found[place : place + size]
-        elif kind == 4:
-            found[place:place] = found[place : place + size * 8]
-        else:
-            del found[place + len(found) // 4 :]
-    return bytes(found)
-
-
 def doors(path, content):
     """Every way in, as calls by name."""
     record = {"file_name": str(path)}
@@ -99,7 +77,7 @@ def fuzz(form: str, seeds, tmp_path, monkeypatch):
     content = valid(form)
     path = tmp_path / "picture.png"
     for seed in itertools.chain([None], seeds):
-        mutant = content if seed is None else mutate(content, np.random.default_rng(seed))
+        mutant = content if seed is None else mutate_picture(content, np.random.default_rng(seed))
         path.write_bytes(mutant)
         outcome = {}
         for door, call in doors(path, mutant).items():
