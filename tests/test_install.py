@@ -215,7 +215,7 @@ def test_a_wheel_works_without_the_repository(wheel, environment, tmp_path):
     assert Path(where.stdout.strip()).is_relative_to(environment.site_packages)
     assert "_C, " in hkd("info")
     assert "student_citypersons at 1024x2048" in hkd("count", "student_citypersons.yaml")
-    size = ("--num-train", "2", "--num-val", "2", "--height", "96", "--width", "160")
+    size = ("--num-train", "2", "--num-val", "2")
     hkd("data", "streets", "--out", "streets", "--workers", "1", *size)
     hkd("data", "view", "citypersons", "streets", "val", "--out", "samples.png")
     entries = [[f"streets_{s}", "citypersons", "streets", s] for s in ("train", "val")]
