@@ -49,7 +49,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # As in DefaultTrainer, but for the checks, the checkpointer, and DDP on a CPU.
         super(DefaultTrainer, self).__init__()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         register_datasets(cfg)
         datasets = preflight.check_data(cfg)
         model = self.build_model(cfg)
@@ -126,6 +126,19 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As Detectron2's, for ``SOLVER.REFERENCE_WORLD_SIZE``; the terms' schedules and phases,
+        every key under ``HKD`` that ends in ``_ITER`` or ``_ITERS``, follow the run's length."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg:
+            frozen = scaled.is_frozen()
+            scaled.defrost()
+            scale_iterations(scaled.HKD, num_workers / cfg.SOLVER.REFERENCE_WORLD_SIZE)
+            if frozen:
+                scaled.freeze()
+        return scaled
+
     @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
@@ -173,6 +186,15 @@ class Trainer(DefaultTrainer):
         ]
         teacher = super().test(teacher_cfg, detector.teacher.model, evaluators)
         return OrderedDict(student=results, teacher=teacher)
+
+
+def scale_iterations(node: CfgNode, scale: float) -> None:
+    """Divide in place what ``node`` counts in iterations; 0 is a word and stays."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            scale_iterations(value, scale)
+        elif key.endswith(("_ITER", "_ITERS")) and value > 0:
+            node[key] = max(1, round(value / scale))
 
 
 def teacher_test_config(cfg: CfgNode) -> CfgNode:

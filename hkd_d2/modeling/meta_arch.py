@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.profiler import record_function
@@ -212,7 +213,9 @@ class HKDDetector(nn.Module):
     def _log(self, iteration, raw, losses, features) -> None:
         storage = get_event_storage()
         if iteration % LOG_PERIOD == 0:
-            for name, loss in raw.items():
+            # The mean over processes, as Detectron2 logs the weighted losses.
+            means = comm.reduce_dict({name: loss.detach() for name, loss in raw.items()})
+            for name, loss in means.items():
                 storage.put_scalar(f"hkd/{name}_raw", loss.item(), smoothing_hint=False)
                 weight = self.terms[name].schedule(iteration)
                 storage.put_scalar(f"hkd/{name}_weight", weight, smoothing_hint=False)

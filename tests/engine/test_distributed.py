@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from helpers.rules import rule
 from helpers.small_detectors import make_batch
 from helpers.two_processes import run_in_two_processes
+from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 STEPS = 3
 
@@ -111,3 +112,45 @@ def test_processes_with_feature_terms_stay_alike(hkd_cfg, tmp_path):
     run_in_two_processes(rank_with_terms, cfg, path)
     ranks = [torch.load(f"{path}.{r}", weights_only=True) for r in range(2)]
     assert all(torch.isfinite(a).all() and torch.equal(a, b) for a, b in zip(*ranks, strict=True))
+
+
+def rank_that_logs(rank, cfg, path):
+    import hkd_d2.config  # noqa: F401  (registrations)
+
+    detector = build_model(cfg).train()
+    batch = make_batch(sizes=((64, 96), (64, 96)), seed=0)
+    with EventStorage(0) as storage:
+        losses = detector([batch[rank]])
+        logged = {k: v for k, (v, _) in storage.latest().items() if k.endswith("_raw")}
+    torch.save(({k: v.item() for k, v in losses.items()}, logged), f"{path}.{rank}")
+
+
+def test_raw_losses_are_means_over_processes(hkd_cfg, tmp_path):
+    path = str(tmp_path / "losses")
+    run_in_two_processes(rank_that_logs, hkd_cfg, path)
+    (first, logged), (second, _) = (torch.load(f"{path}.{r}", weights_only=True) for r in range(2))
+    for name in ("pyramid", "region", "logit"):
+        own, other = first[f"loss_hkd_{name}"], second[f"loss_hkd_{name}"]
+        weight = hkd_cfg.HKD[name.upper()].WEIGHT
+        assert abs(own - other) > 1e-4 * abs(own)
+        assert logged[f"hkd/{name}_raw"] * weight == pytest.approx((own + other) / 2, rel=1e-5)
+
+
+def rank_with_a_folder_of_its_own(rank, folder):
+    model = torch.nn.Linear(3, 3)
+    checkpointer = StudentCheckpointer(model, f"{folder}/{rank}")
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.resumed
+    torch.save(model.state_dict(), f"{folder}/{rank}.pth")
+
+
+def test_machines_with_folders_of_their_own_resume_alike(tmp_path):
+    """The folder of the main process has the checkpoint; the other one is empty."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "0").mkdir()
+    StudentCheckpointer(torch.nn.Linear(3, 3), str(tmp_path / "0")).save("model_0000009")
+    run_in_two_processes(rank_with_a_folder_of_its_own, str(tmp_path))
+    states = [torch.load(tmp_path / f"{r}.pth", weights_only=True) for r in range(2)]
+    wanted = torch.load(tmp_path / "0" / "model_0000009.pth", weights_only=True)["model"]
+    for state in states:
+        assert all(torch.equal(state[k], v) for k, v in wanted.items())

@@ -196,3 +196,18 @@ def test_no_training_set(trainable):
     trainable.DATASETS.TRAIN = ("nowhere",)
     with pytest.raises(ValueError, match="'nowhere' is not registered"):
         Trainer(trainable)
+
+
+def test_schedules_follow_the_number_of_processes(trainable):
+    """SOLVER.REFERENCE_WORLD_SIZE 1 on two processes halves what is counted in iterations."""
+    trainable.SOLVER.REFERENCE_WORLD_SIZE, trainable.SOLVER.MAX_ITER = 1, 20
+    trainable.HKD.HSAKD.TEACHER_ITERS = 6
+    schedule = trainable.HKD.PYRAMID.SCHEDULE
+    schedule.STOP_ITER, schedule.WARMUP_ITERS = 12, 1
+    trainable.freeze()
+    scaled = Trainer.auto_scale_workers(trainable, 2)
+    assert scaled.SOLVER.MAX_ITER == 10 and scaled.HKD.HSAKD.TEACHER_ITERS == 3
+    assert scaled.HKD.PYRAMID.SCHEDULE.STOP_ITER == 6
+    assert scaled.HKD.PYRAMID.SCHEDULE.WARMUP_ITERS == 1  # 0 would be none
+    assert scaled.HKD.REGION.SCHEDULE.STOP_ITER == 0 and scaled.is_frozen()
+    assert schedule.STOP_ITER == 12 and Trainer.auto_scale_workers(scaled, 2) is scaled
