@@ -71,6 +71,7 @@ _PUBLIC = {
 _SUBMODULES = (
     "cli",
     "config",
+    "configuration",
     "data",
     "distillation",
     "engine",

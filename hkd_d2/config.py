@@ -7,7 +7,7 @@ distillation terms and the built-in datasets, so a tool needs nothing but::
 
     cfg = load_config("configs/hkd_citypersons.yaml")
 
-The keys are in :mod:`hkd_d2.config_keys`, and each term's in the file of its class.
+The keys are in :mod:`hkd_d2.configuration.keys`, and each term's in the file of its class.
 """
 
 import hkd_d2._requirements  # noqa: F401  isort: skip
@@ -24,9 +24,9 @@ import hkd_d2.modeling.backbones  # noqa: F401
 import hkd_d2.modeling.fcos  # noqa: F401
 import hkd_d2.modeling.ignore  # noqa: F401
 import hkd_d2.modeling.meta_arch  # noqa: F401
-from hkd_d2.config_files import find_config
-from hkd_d2.config_keys import add_hkd_config, default_config, load_mentioned_config
-from hkd_d2.config_merge import (
+from hkd_d2.configuration.files import find_config
+from hkd_d2.configuration.keys import add_hkd_config, default_config, load_mentioned_config
+from hkd_d2.configuration.merge import (
     COMMAND_LINE,
     imports_of,
     merge_options,
@@ -34,7 +34,7 @@ from hkd_d2.config_merge import (
     module_names,
     read_config_file,
 )
-from hkd_d2.safe_yaml import Section
+from hkd_d2.configuration.safe_yaml import Section
 
 __all__ = [
     "add_hkd_config",

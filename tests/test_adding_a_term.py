@@ -96,7 +96,7 @@ def test_a_term_is_one_file(config_file, package):
     for listing in ("__init__.py", "term.py"):
         text = (ROOT / "hkd_d2" / "distillation" / listing).read_text()
         assert "mgd" not in text.lower()
-    assert "mgd" not in (ROOT / "hkd_d2" / "config_keys.py").read_text().lower()
+    assert "mgd" not in (ROOT / "hkd_d2" / "configuration" / "keys.py").read_text().lower()
 
 
 def test_the_train_command_finds_the_term(config_file, tmp_path):

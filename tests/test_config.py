@@ -19,11 +19,11 @@ from hkd_d2.config import (
     load_mentioned_config,
     student_config,
 )
-from hkd_d2.config_merge import read_config_file
+from hkd_d2.configuration.merge import read_config_file
+from hkd_d2.configuration.safe_yaml import arithmetic
 from hkd_d2.distillation import TERM_REGISTRY, Term
 from hkd_d2.export.ship import shipped_config
 from hkd_d2.modeling.teacher import load_teacher_config
-from hkd_d2.safe_yaml import arithmetic
 
 ZOO = Path(detectron2.model_zoo.__file__).parent / "configs"
 

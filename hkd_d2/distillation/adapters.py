@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.checks import one_of
 
 LINEAR = ("auto", "always")
 CONVOLUTIONS = ("conv3x3", "conv3x3_relu")

@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import CfgNode
 
-from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.spec import DetectorSpec, check_same_anchors, class_columns
 from hkd_d2.distillation.term import DENSE, FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import adaptive_distillation_loss

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import nn
 
-from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import make_adapter
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.spec import DetectorSpec, check_same_anchors, class_columns
 from hkd_d2.distillation.term import DENSE, FEATURES, TERM_REGISTRY, Term, tower_tap
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 
-from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.class_order import order_in_class
 from hkd_d2.distillation.spec import DetectorSpec
 from hkd_d2.distillation.term import TERM_REGISTRY, Term

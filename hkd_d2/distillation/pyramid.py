@@ -4,7 +4,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import (
     CONVOLUTIONS,
     LINEAR,
@@ -12,6 +11,7 @@ from hkd_d2.distillation.adapters import (
     as_pair,
     make_adapter,
 )
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.spec import DetectorSpec, matched_levels
 from hkd_d2.distillation.term import FEATURES, TERM_REGISTRY, Term
 from hkd_d2.ops import feature_imitation_loss, kl_distillation_loss

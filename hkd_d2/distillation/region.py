@@ -2,8 +2,8 @@
 
 from detectron2.config import CfgNode
 
-from hkd_d2.config_checks import one_of
 from hkd_d2.distillation.adapters import as_pair, make_adapter
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.pyramid import NORMALIZATIONS, inverse_variances
 from hkd_d2.distillation.spec import DetectorSpec
 from hkd_d2.distillation.term import FEATURES, POOLED, PROPOSALS, TERM_REGISTRY, Term

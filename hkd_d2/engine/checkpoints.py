@@ -56,7 +56,8 @@ class Checkpoints(HookBase):
 
     def _save(self, name):
         states = comm.gather(process_state(self.trainer._trainer))
-        self.checkpointer.save(name, **({PROCESSES: states} if comm.is_main_process() else {}))
+        own = {PROCESSES: states} if comm.is_main_process() else {}
+        self.checkpointer.save(name, iteration=self.trainer.iter, **own)
 
 
 def process_state(step: object) -> dict:

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from hkd_d2.config import load_config, student_config
-from hkd_d2.config_files import find_config
+from hkd_d2.configuration.files import find_config
 from hkd_d2.data.datasets import check_records, register_dataset, register_datasets
 from hkd_d2.devices import check_device
 from hkd_d2.engine.processes import (

@@ -15,7 +15,7 @@ from torch import nn
 from hkd_d2 import __version__
 from hkd_d2.config import load_config as load_named_config
 from hkd_d2.config import load_mentioned_config, student_config
-from hkd_d2.config_merge import merge_options
+from hkd_d2.configuration.merge import merge_options
 from hkd_d2.devices import check_device
 from hkd_d2.inference.detector import Detector, check_thresholds
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256

@@ -13,8 +13,8 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.profiler import record_function
 
-from hkd_d2.config_checks import one_of
 from hkd_d2.distillation import build_terms, find_terms
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.distillation.detector_pass import DetectorPass, Targets
 from hkd_d2.modeling.fake_quantization import fake_quantize
 from hkd_d2.modeling.families import check_detector, check_fused_pooler, detector_spec, family_of

@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
-from hkd_d2.config_files import find_config
-from hkd_d2.config_keys import load_mentioned_config
+from hkd_d2.configuration.files import find_config
+from hkd_d2.configuration.keys import load_mentioned_config
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
 from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet
 from torch import nn
 
-from hkd_d2.config_keys import default_config
+from hkd_d2.configuration.keys import default_config
 from hkd_d2.modeling.backbones.slim_resnet import build_slim_resnet_backbone
 
 TURNS = 4  # of 90 degrees, the upright image among them

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hkd_d2.config_checks import one_of
+from hkd_d2.distillation.checks import one_of
 from hkd_d2.files import written_beside
 from hkd_d2.pretraining.images import open_images
 from hkd_d2.pretraining.losses import (

@@ -9,7 +9,7 @@ import pytest
 from helpers.mutations import mutate_config
 from hkd_d2.config import default_config, load_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.long

@@ -6,8 +6,8 @@ from pathlib import Path
 
 def packaged_configs() -> Path:
     """Folder of the configs that come with the package: of a wheel, or of a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+    installed = Path(__file__).parents[1] / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def find_config(name: str | Path, beside: str | Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from hkd_d2.config_merge import merge_section, read_config_file
+from hkd_d2.configuration.merge import merge_section, read_config_file
 from hkd_d2.distillation import add_term_configs
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
 
-from hkd_d2.config_files import find_config
-from hkd_d2.safe_yaml import Section, read_yaml
+from hkd_d2.configuration.files import find_config
+from hkd_d2.configuration.safe_yaml import Section, read_yaml
 
 BASE_KEY = "_BASE_"
 MAX_BASES = 64
@@ -20,7 +20,7 @@ def read_config_file(file: str | Path, *, may_import: bool = False) -> Section:
     """Read a config file with the files that its ``_BASE_`` names. Nothing in them is run.
 
     Args:
-        file: YAML; see :func:`hkd_d2.safe_yaml.read_yaml` for what it may hold.
+        file: YAML; see :func:`hkd_d2.configuration.safe_yaml.read_yaml` for what it may hold.
         may_import: the user named this very file, so its ``HKD.IMPORTS`` may be followed. Those of
             its bases may not.
 

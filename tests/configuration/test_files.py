@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hkd_d2.config import load_config
-from hkd_d2.config_files import find_config, packaged_configs
+from hkd_d2.configuration.files import find_config, packaged_configs
 from hkd_d2.modeling.teacher import load_teacher_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Config files found, read and merged, and the keys that they may set."""
