@@ -11,8 +11,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
+from hkd_d2.data.images import read_data_image
 from hkd_d2.data.mapper import is_ignored
-from hkd_d2.inference.images import read_data_image
 
 BACKGROUND = "background"
 # Ours: a background crop may cover this share of a row, or a row this share of the crop.

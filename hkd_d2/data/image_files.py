@@ -1,6 +1,6 @@
 """The images of a folder, and a look at every image of a data set before hours are spent on it.
 
-What a picture is, is decided by :mod:`hkd_d2.inference.images`.
+What a picture is, is decided by :mod:`hkd_d2.data.images`.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import PIL
 from tqdm import tqdm
 
-from hkd_d2.inference.images import (
+from hkd_d2.data.images import (
     MAX_DATA_PIXELS,
     SUFFIXES,
     check_image,
@@ -38,13 +38,13 @@ def check_image_files(
     """Check that each image can be read to its end and has the stated size.
 
     Every image is decoded, once: what passed is remembered by path, size and time of change in
-    ``$HKD_D2_CACHE`` (see :mod:`hkd_d2.data.datasets.cache`).
+    ``$HKD_D2_CACHE`` (see :mod:`hkd_d2.data.cache`).
 
     Args:
         records: Detectron2 records.
         name: the data set, for the sentence.
         sizes: shorter and longest side, pixels, to which the images are going to be resized, see
-            :func:`hkd_d2.inference.images.resized_shape`; nothing may vanish.
+            :func:`hkd_d2.data.images.resized_shape`; nothing may vanish.
 
     Raises:
         ValueError: names the first file that fails, and what is wrong with it.
@@ -177,7 +177,7 @@ def _key(path: str) -> str | None:
 
 
 def _memory() -> str:
-    from hkd_d2.data.datasets.cache import cache_folder  # which reads images' sizes from here
+    from hkd_d2.data.cache import cache_folder  # which reads images' sizes from here
 
     return os.path.join(cache_folder(), "checked_images.txt")
 

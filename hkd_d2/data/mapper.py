@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, BoxMode
 from PIL import Image
 
 from hkd_d2.data.image_files import size_sentence
-from hkd_d2.inference.images import read_data_image
+from hkd_d2.data.images import read_data_image
 
 
 def is_ignored(annotation: dict, min_height: float, min_visibility: float) -> bool:

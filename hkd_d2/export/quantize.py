@@ -25,9 +25,9 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import DEQUANT_OUTPUT_SUFFIX
 from tqdm import tqdm
 
+from hkd_d2.data.images import as_array
 from hkd_d2.export.formats import INPUT
 from hkd_d2.files import written_beside
-from hkd_d2.inference.images import as_array
 from hkd_d2.inference.onnx_backend import OnnxDetector, write_metadata
 from hkd_d2.modeling.fake_quantization import is_predictor
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from hkd_d2.config import student_config
 from hkd_d2.data.image_files import find_images
+from hkd_d2.data.images import resized_shape
 from hkd_d2.data.pseudo_labels import file_sha256
 from hkd_d2.data.streets import draw_street
 from hkd_d2.distillation import TERM_REGISTRY
@@ -19,7 +20,6 @@ from hkd_d2.export.verification import verify
 from hkd_d2.export.weights import save_safetensors
 from hkd_d2.files import files_beside
 from hkd_d2.inference import load_detector, read_image
-from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.torch_backend import TorchDetector, build_detector, load_config
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hkd_d2.data.images import as_array, resize, resized_shape
 from hkd_d2.inference.detections import Detections
-from hkd_d2.inference.images import as_array, resize, resized_shape
 
 BACKENDS = ("torch", "onnx")
 PROGRAMS = (".pt2", ".ts")  # suffixes that torch runs as well, and only where the caller says so

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hkd_d2.inference.images import MAX_PIXELS, SUFFIXES, find_files, read_image
+from hkd_d2.data.images import MAX_PIXELS, SUFFIXES, find_files, read_image
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 CAMERA = "webcam"

@@ -8,7 +8,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from hkd_d2.data.image_files import check_image_files
-from hkd_d2.inference.images import read_data_image
+from hkd_d2.data.images import read_data_image
 from hkd_d2.modeling.backbones.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
 DATASETS = ("folder", "cifar10", "cifar100")

@@ -30,8 +30,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from hkd_d2 import __version__
+from hkd_d2.data.images import UPLOAD_FORMATS, ImageTooLarge
 from hkd_d2.inference import Detector, read_image
-from hkd_d2.inference.images import UPLOAD_FORMATS, ImageTooLarge
 from hkd_d2.serve.batching import Batcher, Overloaded
 from hkd_d2.serve.limits import Limits
 

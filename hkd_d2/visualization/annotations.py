@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hkd_d2.data.images import read_data_image
 from hkd_d2.data.mapper import is_ignored
-from hkd_d2.inference.images import read_data_image
 from hkd_d2.visualization.detections import DPI, draw_box
 
 # What a row is, with colour (Okabe and Ito) and dashes; the last is the visible part of any row.

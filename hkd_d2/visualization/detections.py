@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from hkd_d2.data.images import read_data_image
 from hkd_d2.evaluation import Setup, coco_ground_truth
 from hkd_d2.evaluation.miss_rate import HEIGHT_SLACK, MIN_OVERLAP
-from hkd_d2.inference.images import read_data_image
 
 # What a box says: colour (Okabe and Ito) and dashes, so that colour alone never tells.
 STYLES = {

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from hkd_d2.data.images import read_data_image
 from hkd_d2.evaluation import CITYPERSONS, MissRateResult, Protocol, describe_ranges
 from hkd_d2.evaluation.analysis import ErrorAnalysis, MissRange
 from hkd_d2.evaluation.coco_rows import detection_category, ground_truth_category
 from hkd_d2.evaluation.miss_rate import describe_missing_points
 from hkd_d2.files import write_text
-from hkd_d2.inference.images import read_data_image
 from hkd_d2.visualization.curves import plot_miss_rate
 from hkd_d2.visualization.detections import STYLES
 from hkd_d2.visualization.errors import (

@@ -16,7 +16,7 @@ from helpers.small_datasets import (
     write_text,
     write_vbb,
 )
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.records import make_annotation
 from hkd_d2.data.datasets.register import FOLDERS
 

@@ -7,13 +7,13 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from hkd_d2.data import images
 from hkd_d2.data.image_files import (
     check_image_files,
     find_images,
     image_size,
     usable_records,
 )
-from hkd_d2.inference import images
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
 UPRIGHT = Image.Exif()

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
+from hkd_d2.data.images import as_array
 from hkd_d2.inference import Detections, Detector
-from hkd_d2.inference.images import as_array
 
 
 class RedDetector(Detector):

@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 
 from helpers.red_detector import RedDetector, street, write_video
 from helpers.rules import rule
+from hkd_d2.data.images import resized_shape
 from hkd_d2.inference.annotate import annotate
 from hkd_d2.inference.drawing import draw_boxes
-from hkd_d2.inference.images import resized_shape
 from hkd_d2.inference.sources import find_sources
 
 pytestmark = rule("The demo goes on past what it cannot read, says so, and replaces no input")

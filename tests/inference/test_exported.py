@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from helpers.rules import rule
+from hkd_d2.data.images import resize
 from hkd_d2.inference.exported import ExportedDetector
-from hkd_d2.inference.images import resize
 
 pytestmark = rule("A file of a fixed size takes pictures of any proportions")
 

@@ -26,8 +26,8 @@ import sys
 import scipy.io
 from tqdm import tqdm
 
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
-from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.norpix import NorpixSequence
 from hkd_d2.data.datasets.records import check_images_exist, check_split, visible_ratio

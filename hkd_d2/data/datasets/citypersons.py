@@ -22,8 +22,8 @@ import os
 
 import scipy.io
 
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets import coco
-from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import (
     check_images_exist,

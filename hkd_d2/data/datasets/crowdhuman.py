@@ -15,7 +15,7 @@ arXiv:1805.00123, 2018.
 
 import os
 
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
 from hkd_d2.data.text_files import numbered_lines, parse_json, shown

@@ -17,7 +17,7 @@ import glob
 import os
 import re
 
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import (
     check_images_exist,

@@ -21,8 +21,8 @@ import os
 import re
 from collections import defaultdict
 
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_share
-from hkd_d2.data.datasets.cache import cached_records
 from hkd_d2.data.datasets.coco import load_coco, read_coco
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split

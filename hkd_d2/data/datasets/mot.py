@@ -13,7 +13,7 @@ TrackEval (github.com/JonathonLuiten/TrackEval, datasets/mot_challenge_2d_box.py
 import configparser
 import os
 
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
 from hkd_d2.data.text_files import read_lines, read_text, shown
 

@@ -15,7 +15,7 @@ import glob
 import os
 import re
 
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_images_exist, check_split, make_annotation
 from hkd_d2.data.text_files import read_lines, shown

@@ -12,7 +12,7 @@ Wild, IEEE Transactions on Multimedia, 2019 (arXiv:1909.12118).
 
 import os
 
-from hkd_d2.data.datasets.cache import cached_records
+from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.records import check_split, image_sizes, make_annotation
 from hkd_d2.data.text_files import read_lines, shown

@@ -77,8 +77,9 @@ def cache_folder() -> str:
 
 def _code() -> list[str]:
     folder = os.path.dirname(__file__)
-    files = glob.glob(os.path.join(glob.escape(folder), "*.py"))
-    files += [os.path.join(folder, "..", f"{name}.py") for name in ("image_files", "text_files")]
+    files = glob.glob(os.path.join(glob.escape(folder), "datasets", "*.py"))
+    readers = ("annotation_rules", "cache", "image_files", "images", "text_files")
+    files += [os.path.join(folder, f"{name}.py") for name in readers]
     return sorted(files)
 
 

@@ -11,8 +11,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 
 from helpers.rules import rule
-from hkd_d2.inference import images
-from hkd_d2.inference.images import as_array, check_image, read_image, resize, resized_shape
+from hkd_d2.data import images
+from hkd_d2.data.images import as_array, check_image, read_image, resize, resized_shape
 
 pytestmark = rule("Pictures are decoded within bounds")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.mutations import mutate_picture
 from hkd_d2.data.image_files import check_image_files, image_size
-from hkd_d2.inference.images import UPLOAD_FORMATS, as_array, read_image
+from hkd_d2.data.images import UPLOAD_FORMATS, as_array, read_image
 
 FORMS = {
     "png": ("PNG", "RGB", {}),
