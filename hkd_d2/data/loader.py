@@ -165,8 +165,7 @@ class MixedTrainingSampler(Sampler):
     each, are read in turn: of the first n images of the stream that the processes' batches make
     one after another, floor(n r / (1 + r)) are pseudo-labelled, r the ratio. So a batch, of a
     process and of all together, holds the ratio exactly where it can, and differs from it by less
-    than one image where it cannot; at 1:1 single images alternate, labelled first. Like
-    Detectron2's, a resumed run starts a new shuffle.
+    than one image where it cannot; at 1:1 single images alternate, labelled first.
 
     Args:
         labelled (int): number of labelled images, indices 0 to ``labelled`` - 1.

@@ -32,8 +32,7 @@ class OSAKD(Term):
     Each class has an equal share of the bank, first in, first out, since the background is most of
     what an RPN samples. Until the bank holds ``READY_AT`` embeddings the loss is 0.
 
-    The bank is saved with the training state. Every process has its own; a resumed run starts all
-    of them with the first one's.
+    Every process has a bank of its own, which is saved with the training state.
 
     Attributes:
         embeddings: (BANK_SIZE + 1, D) float32; the last row is written to, never read.

@@ -8,6 +8,7 @@ import torch
 from engine.test_resume import with_pictures
 from torch import nn
 
+from helpers.rules import rule
 from helpers.runs import resumed_copy, same_end, train
 from helpers.small_detectors import small_config
 from hkd_d2.modeling import checkpoint
@@ -92,6 +93,7 @@ def test_the_last_ones_are_kept(whole, tmp_path):
     assert kept == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
 
 
+@rule("No checkpoint holds a value that is not finite")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_checkpoint_holds_a_nan(value, tmp_path):
     model = nn.Linear(3, 3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.rules import rule
 from helpers.runs import resumed_copy, same_end, train
 from helpers.small_detectors import one_stage_config, save_teacher
 
@@ -61,6 +62,7 @@ def ends_alike(cfg, tmp_path, names=("model_0000001.pth", "model_0000005.pth")):
         assert same_end(whole, part) == [], name
 
 
+@rule("A stopped run ends bit for bit where the uninterrupted one ends")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("term", ["hkd", "mgd", "osakd", "lwkd", "hsakd"])
 def test_two_stage(term, workers, trainable, tmp_path):
@@ -70,6 +72,7 @@ def test_two_stage(term, workers, trainable, tmp_path):
     ends_alike(trainable, tmp_path)
 
 
+@rule("A stopped run ends bit for bit where the uninterrupted one ends")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("architecture", ["IgnoreAwareRetinaNet", "IgnoreAwareFCOS"])
 def test_one_stage(architecture, workers, tmp_path):
@@ -90,6 +93,7 @@ def test_without_groups_of_shapes_and_without_a_seed(trainable, tmp_path):
     ends_alike(trainable, tmp_path)
 
 
+@rule("An evaluation changes nothing in the training")
 def test_an_evaluation_changes_nothing(trainable, tmp_path):
     train(trainable, tmp_path / "plain")
     trainable.DATASETS.TEST = trainable.DATASETS.TRAIN

@@ -99,7 +99,6 @@ def test_twenty_steps_evaluate_and_leave_a_students_checkpoint(trainable, tmp_pa
     )
 
 
-@rule("A resumed run continues as if it had not been interrupted, adapters included")
 def test_a_run_without_terms_cannot_be_resumed_with_them(trainable, tmp_path):
     trainable.SOLVER.MAX_ITER = 1
     trainable.DATASETS.TEST = ()
