@@ -18,6 +18,7 @@
 
 #include "feature_imitation/map_strips.h"
 #include "feature_imitation/strip_distances.h"
+#include "matrix_product.h"
 #include "parallel.h"
 
 namespace hkd {
@@ -47,34 +48,6 @@ struct AdapterPart {
   std::vector<Acc> values;
   std::vector<double> gradient; // backward; zeros at first
 };
-
-// out (m, n) = a (m, k) b (k, n) by the library that PyTorch multiplies with; a side is stored
-// transposed where its flag is set. Within a parallel region it runs on one thread.
-template <typename Acc>
-HKD_NOINLINE void multiply(
-    Acc* out,
-    const Acc* a,
-    bool a_transposed,
-    const Acc* b,
-    bool b_transposed,
-    int64_t m,
-    int64_t n,
-    int64_t k) {
-  const auto matrix = [](const Acc* data, int64_t rows, int64_t columns, bool transposed) {
-    return torch::stable::from_blob(
-        const_cast<Acc*>(data),
-        {rows, columns},
-        {transposed ? 1 : columns, transposed ? rows : 1},
-        torch::stable::Device(torch::headeronly::DeviceType::CPU),
-        scalar_type_of<Acc>());
-  };
-  std::array<StableIValue, 3> stack = {
-      torch::stable::detail::from(matrix(a, m, k, a_transposed)),
-      torch::stable::detail::from(matrix(b, k, n, b_transposed)),
-      torch::stable::detail::from(matrix(out, m, n, false))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<torch::stable::Tensor>(stack[0]); // takes over what is returned
-}
 
 template <typename Acc>
 class Imitation {

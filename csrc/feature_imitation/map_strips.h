@@ -13,21 +13,11 @@
 #include "cpu_isa.h"
 #include "dispatch.h"
 #include "feature_maps.h"
+#include "matrix_product.h"
 #include "simd.h"
 #include "streaming.h"
 
-#if defined(__GNUC__)
-#define HKD_NOINLINE __attribute__((noinline))
-#else
-#define HKD_NOINLINE
-#endif
-
 namespace hkd {
-
-template <typename T>
-constexpr ScalarType scalar_type_of() {
-  return std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-}
 
 // A feature map whose element type is known at run time. `data` is null where there is no map.
 struct AnyMap {

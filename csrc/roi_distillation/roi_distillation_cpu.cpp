@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "hkd/distances.h"
+#include "matrix_product.h"
 #include "parallel.h"
 #include "roi_align/blocks.h"
 #include "roi_align/gradients.h"
@@ -197,8 +198,17 @@ class [[gnu::visibility("hidden")]] Rows {
     if (weight < 0) {
       return rows;
     }
-    Tensor out =
-        torch::stable::matmul(rows, torch::stable::transpose(arguments_.weights[weight], 0, 1));
+    const Tensor& matrix = arguments_.weights[weight];
+    Tensor out = torch::stable::new_empty(rows, {rows.size(0), matrix.size(0)});
+    multiply_in_strips(
+        out.template mutable_data_ptr<Acc>(),
+        rows.template const_data_ptr<Acc>(),
+        false,
+        matrix.template const_data_ptr<Acc>(),
+        true,
+        rows.size(0),
+        matrix.size(0),
+        matrix.size(1));
     if (bias >= 0) {
       const Acc* term = arguments_.biases[bias].template const_data_ptr<Acc>();
       Acc* row = out.template mutable_data_ptr<Acc>();
@@ -318,9 +328,17 @@ struct AdapterGradients {
   template <typename Acc>
   void add(
       const RoiDistillation& arguments, int level, const Tensor& gradient, const Tensor& pooled) {
-    const Tensor product = torch::stable::matmul(torch::stable::transpose(gradient, 0, 1), pooled);
-    const Acc* block = product.const_data_ptr<Acc>();
     std::vector<double>& sums = weights[arguments.weight_of_level[level]];
+    std::vector<Acc> block(sums.size());
+    multiply_in_strips(
+        block.data(),
+        gradient.const_data_ptr<Acc>(),
+        true,
+        pooled.const_data_ptr<Acc>(),
+        false,
+        gradient.size(1),
+        pooled.size(1),
+        pooled.size(0));
     for (std::size_t i = 0; i < sums.size(); ++i) {
       sums[i] += block[i];
     }
@@ -385,7 +403,18 @@ void add_gradients(
     const int64_t weight = arguments.weight_of_level[block.level];
     if (weight >= 0) {
       adapters->add<Acc>(arguments, block.level, values, s);
-      values = torch::stable::matmul(values, arguments.weights[weight]);
+      const Tensor& matrix = arguments.weights[weight];
+      Tensor product = torch::stable::new_empty(values, {values.size(0), matrix.size(1)});
+      multiply_in_strips(
+          product.template mutable_data_ptr<Acc>(),
+          values.template const_data_ptr<Acc>(),
+          false,
+          matrix.template const_data_ptr<Acc>(),
+          false,
+          values.size(0),
+          matrix.size(1),
+          matrix.size(0));
+      values = product;
     }
     const Acc* from = values.template const_data_ptr<Acc>();
     blocks.scatter(
