@@ -22,6 +22,22 @@ from hkd_d2.ops._checks import DISTANCES, Adapter, Adapters
 _SAMPLES_AT_ONCE = 1 << 20
 
 
+# ------------------------------------------------------------------------------------------ shapes
+def _has_no_numbers(tensor: Tensor) -> bool:
+    return tensor.device.type == "meta"
+
+
+def _result_without_numbers(
+    shape: Sequence[int], dtype: torch.dtype, leaves: Sequence[Tensor | None]
+) -> Tensor:
+    """A result on ``meta`` with gradients to all leaves, where sizes would depend on numbers."""
+    result = torch.zeros(tuple(shape), dtype=dtype, device="meta")
+    for leaf in leaves:
+        if leaf is not None:
+            result = result + leaf.sum().to(dtype)
+    return result
+
+
 # ------------------------------------------------------------------------------------------- boxes
 def assign_boxes_to_levels(boxes: Tensor, strides: Sequence[float]) -> Tensor:
     """Level of each box by Detectron2's rule.
@@ -165,6 +181,11 @@ def _standardize(maps: Tensor) -> Tensor:
     mean = maps.mean((0, 2, 3), keepdim=True)
     deviation = maps.std((0, 2, 3), correction=min(1, count - 1), keepdim=True)
     return (maps - mean) / (deviation + 1e-6)
+
+
+def _parameters(of_level: Sequence[Adapter | None]) -> list[Tensor | None]:
+    """Weights and biases of the levels' adapters."""
+    return [tensor for adapter in of_level if adapter is not None for tensor in adapter]
 
 
 def _adapt(values: Tensor, adapter: Adapter | None, dim: int) -> Tensor:
@@ -322,6 +343,9 @@ def feature_imitation_loss(
         level_weights,
         adapter,
     )
+    dtype = _checks.loss_dtype(student[0])
+    if _has_no_numbers(student[0]):
+        return _result_without_numbers((), dtype, [*student, *_parameters(of_level)])
     if boxes is None:
         boxes = [student[0].new_zeros(0, 4, dtype=torch.float32)] * len(student[0])
 
@@ -331,7 +355,6 @@ def feature_imitation_loss(
     boxes = [b.detach() for b in boxes]
     if ignore_boxes is not None:
         ignore_boxes = [b.detach() for b in ignore_boxes]
-    dtype = _checks.loss_dtype(student[0])
     losses = []
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
         s, t = s.to(dtype), t.detach().to(dtype)
@@ -515,7 +538,11 @@ def multilevel_roi_align(
     Source: Mask R-CNN (arXiv 1703.06870); :func:`assign_boxes_to_levels` for the levels.
     """
     strides = _checks.pooling_arguments("features", features, boxes, strides)
-    pooled, order = _pool(features, boxes, strides, _checks.bins(output_size), sampling_ratio)
+    bins = _checks.bins(output_size)
+    if _has_no_numbers(features[0]):
+        shape = (sum(len(b) for b in boxes), features[0].shape[1], *bins)
+        return _result_without_numbers(shape, features[0].dtype, features)
+    pooled, order = _pool(features, boxes, strides, bins, sampling_ratio)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return torch.cat(pooled)[back].to(features[0].dtype)
@@ -566,6 +593,9 @@ def roi_distillation_loss(
     _checks.pooling_arguments("teacher", teacher, boxes, strides)
     of_level = _checks.adapters(adapter, student, teacher)
     bins = _checks.bins(output_size)
+    if _has_no_numbers(student[0]):
+        leaves = [*student, *_parameters(of_level)]
+        return _result_without_numbers((), _checks.loss_dtype(student[0]), leaves)
     pooled, _ = _pool(student, boxes, strides, bins, sampling_ratio)
     # Detached, for no_grad leaves forward mode on.
     targets, _ = _pool([t.detach() for t in teacher], boxes, strides, bins, sampling_ratio)
@@ -763,6 +793,8 @@ def adaptive_distillation_loss(
         student_logits, teacher_probs, gamma, outer, ignore, normalizer
     )
     dtype = _checks.loss_dtype(logits[0])
+    if _has_no_numbers(logits[0]):
+        return _result_without_numbers((), dtype, logits)
     total = mass = torch.zeros((), dtype=dtype, device=logits[0].device)
     skips: Sequence[Tensor | None] = ignored or [None] * len(logits)
     for x, q, skip in zip(logits, probs, skips, strict=True):

@@ -1,7 +1,10 @@
 """The operators beyond reverse mode: forward mode, torch.func, tracing, meta and fake tensors."""
 
+import contextlib
+
 import pytest
 import torch
+from ops.comparisons import IMPLS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
@@ -10,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hkd_d2._C  # noqa: F401  the suite fails where the compiled module is missing
 from hkd_d2 import ops
+from hkd_d2.ops import _library
 
 BOXES = [torch.tensor([[1.0, 1.0, 20.0, 28.0]]), torch.tensor([[3.0, 2, 10, 8], [0.0, 0, 30, 30]])]
 
@@ -228,6 +232,11 @@ def test_functional_call():
 
 
 # ---------------------------------------------------------------------- shapes without numbers
+def by(impl):
+    """Inside it, operators without ``impl`` run this implementation. Both are there on ``meta``."""
+    return contextlib.nullcontext() if impl == "fused" else _library.reference_only()
+
+
 def shapes_of_all(device):
     empty = lambda *shape, dtype=torch.float32: torch.empty(  # noqa: E731
         shape, device=device, dtype=dtype
@@ -248,10 +257,13 @@ def shapes_of_all(device):
     ]
 
 
-@pytest.mark.parametrize("where", ["meta", "fake cpu", "default meta"])
+@pytest.mark.parametrize("where", ["meta", "reference on meta", "fake cpu", "default meta"])
 def test_shapes_without_numbers(where):
     if where == "meta":
         results = shapes_of_all("meta")
+    elif where == "reference on meta":
+        with by("reference"):
+            results = shapes_of_all("meta")
     elif where == "default meta":
         with torch.device("meta"):
             results = shapes_of_all(None)
@@ -263,10 +275,11 @@ def test_shapes_without_numbers(where):
     assert {r.device.type for r in results} == {"cpu" if where == "fake cpu" else "meta"}
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", ALL)
-def test_gradients_on_meta(name):
+def test_gradients_on_meta(name, impl):
     function, x, _ = ALL[name]
-    fused = {
+    run = {
         "roi_align": lambda x: ops.multilevel_roi_align(
             [x], [b.to("meta") for b in BOXES], strides=[4]
         ),
@@ -283,8 +296,21 @@ def test_gradients_on_meta(name):
         "bounded": lambda x: ops.bounded_regression_loss(x, Y.to("meta"), Y.to("meta")),
     }[name]
     leaf = x.to("meta").requires_grad_()
-    (gradient,) = torch.autograd.grad(fused(leaf).sum(), leaf)
+    with by(impl):
+        (gradient,) = torch.autograd.grad(run(leaf).sum(), leaf)
     assert gradient.shape == x.shape and gradient.dtype == x.dtype and gradient.is_meta
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_of_an_adapter_on_meta(impl):
+    maps, teacher = torch.empty(2, 4, 8, 8, device="meta"), torch.empty(2, 6, 8, 8, device="meta")
+    boxes = [b.to("meta") for b in BOXES]
+    adapter = [torch.empty(*n, device="meta", requires_grad=True) for n in ((6, 4), (6,))]
+    options = {"boxes": boxes, "strides": [4], "adapter": tuple(adapter), "impl": impl}
+    for loss in (ops.roi_distillation_loss, ops.feature_imitation_loss):
+        gradients = torch.autograd.grad(loss([maps], [teacher], **options), adapter)
+        assert [g.shape for g in gradients] == [(6, 4), (6,)]
+        assert all(g.is_meta for g in gradients)
 
 
 # ------------------------------------------------------------------------------- wrong devices
