@@ -661,8 +661,13 @@ def test_fused_equals_the_reference_for_any_shape(data):
         assert g.dtype == s.dtype and g.isfinite().all()
         # A standardised channel of a cell or two and a cosine of equal directions cancel.
         tolerance = 2e-3 if distance in ("pkd", "cosine") else 2e-5
+        least = 1e-6
+        if distance == "cosine":
+            # The gradient of a cell is a direction over its length; of one channel that is 0 / |s|.
+            lengths = s.double().norm(dim=1).clamp(min=1e-4)
+            least += torch.finfo(torch.float32).eps * abs(upstream) * (1 / lengths).norm()
         error = (g.double() - e.double()).norm()
-        assert error <= max(tolerance, 2 * torch.finfo(s.dtype).eps) * e.double().norm() + 1e-6
+        assert error <= max(tolerance, 2 * torch.finfo(s.dtype).eps) * e.double().norm() + least
         if s.is_contiguous() or s.is_contiguous(memory_format=torch.channels_last):
             assert g.stride() == s.stride()
 
