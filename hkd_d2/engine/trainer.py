@@ -1,8 +1,10 @@
 """Detectron2's default trainer for pedestrian data, with or without distillation."""
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -98,7 +100,11 @@ class Trainer(DefaultTrainer):
         # TorchScript optimises the focal loss after its first call, which rounds otherwise then; a
         # resumed run begins with a first call.
         on_gpu = self.cfg.MODEL.DEVICE != "cpu"
-        with self.stop.listening(), torch.jit.optimized_execution(on_gpu):
+        with (
+            self.stop.listening(),
+            torch.jit.optimized_execution(on_gpu),
+            _without_tracebacks("detectron2.engine.train_loop"),
+        ):
             super().train()
         # DefaultTrainer returns results only where the config says what to expect.
         return getattr(self, "_last_eval_results", None)
@@ -186,6 +192,24 @@ class Trainer(DefaultTrainer):
         ]
         teacher = super().test(teacher_cfg, detector.teacher.model, evaluators)
         return OrderedDict(student=results, teacher=teacher)
+
+
+@contextlib.contextmanager
+def _without_tracebacks(name: str) -> Iterator[None]:
+    """Keep a logger from printing the traceback of what the user can change.
+
+    The command line says it in one sentence, and shows the traceback where HKD_TRACEBACK is set.
+    """
+
+    def admits(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], (ValueError, OSError)))
+
+    train_loop = logging.getLogger(name)
+    train_loop.addFilter(admits)
+    try:
+        yield
+    finally:
+        train_loop.removeFilter(admits)
 
 
 def scale_iterations(node: CfgNode, scale: float) -> None:

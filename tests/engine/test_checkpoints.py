@@ -1,6 +1,7 @@
 """Checkpoints of a run: written whole, read back, the last ones kept, and found again."""
 
 import errno
+import logging
 import shutil
 
 import pytest
@@ -106,25 +107,49 @@ def test_no_checkpoint_holds_a_nan(value, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000001.pth", "last_checkpoint"}
 
 
+class FullDisk(checkpoint._HashedFile):
+    """Takes 100 kB."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.room = 100_000
+
+    def write(self, content):
+        self.room -= len(content)
+        if self.room < 0:
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+            raise self.error
+        return super().write(content)
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     checkpointer = StudentCheckpointer(nn.Linear(300, 300), str(tmp_path))
     checkpointer.save("model_0000001")
-
-    class FullDisk(checkpoint._HashedFile):
-        written = 0
-
-        def write(self, content):
-            FullDisk.written += len(content)
-            if FullDisk.written > 100_000:
-                self.error = OSError(errno.ENOSPC, "No space left on device")
-                raise self.error
-            return super().write(content)
 
     monkeypatch.setattr(checkpoint, "_HashedFile", FullDisk)
     with pytest.raises(OSError, match="There is no room for '.*model_0000002.pth'"):
         checkpointer.save("model_0000002")
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000001.pth", "last_checkpoint"}
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_a_disk_that_is_full_in_a_run(whole, tmp_path, monkeypatch):
+    """One sentence; with room again the run ends as it would have ended."""
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000001.pth")
+    logged = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    logging.getLogger("detectron2.engine.train_loop").addHandler(handler)
+    monkeypatch.setattr(checkpoint, "_HashedFile", FullDisk)
+    with pytest.raises(OSError, match="There is no room for '.*model_0000003.pth'"):
+        train(cfg, part, resume=True)
+    logging.getLogger("detectron2.engine.train_loop").removeHandler(handler)
+    assert not any(record.exc_info for record in logged)
+    assert sorted(p.name for p in part.glob("*.pth")) == ["model_0000001.pth"]
+    monkeypatch.undo()
+    train(cfg, part, resume=True)
+    assert same_end(run, part) == []
 
 
 def test_a_disk_that_keeps_something_else(tmp_path, monkeypatch):
