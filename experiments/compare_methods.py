@@ -63,7 +63,7 @@ DOCS = {
 
 
 def plan(args) -> tuple[list[Contender], list[Contender]]:
-    """All contenders with the seeds that are asked for or there; and those that are asked for."""
+    """All contenders with their seeds, requested or finished; and the requested ones."""
     methods = choose_methods(args.methods)
     there = [path.name.rsplit("_seed", 1)[-1] for path in (args.output / "runs").glob("*_seed*")]
     seeds = sorted({*args.seeds, *map(int, there)})
@@ -160,7 +160,7 @@ class Results:
         )
 
     def notes(self, rows: list[dict]) -> list[str]:
-        """What a reader has to know about the numbers."""
+        """Notes on the numbers."""
         return [
             f"Every student trains for {self.args.iterations} iterations of 2 images, from random "
             "weights, with one optimizer and schedule; the quickstart's teachers had 2400. A short "

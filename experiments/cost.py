@@ -1,4 +1,4 @@
-"""What a method costs: its training step beside the plain student's, in one process."""
+"""Cost of a method: its training step beside the plain student's, in one process."""
 
 import io
 import statistics

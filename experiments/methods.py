@@ -1,4 +1,4 @@
-"""What is compared: every method of configs/methods on the quickstart's small detectors."""
+"""The contenders: every method of configs/methods on the quickstart's small detectors."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +141,7 @@ def find_family(config_file: Path) -> Family:
 
 
 def overlay(config_file: Path, family: Family, iterations: int) -> dict:
-    """What a method changes of the family's small student, as nested nodes.
+    """Changes that a method makes to the family's small student, as nested nodes.
 
     That is its ``HKD`` node but for idle terms, and ``SOLVER.CLIP_GRADIENTS`` where it clips. Its
     levels become the small student's of the same place among those of the head. Warm-ups and

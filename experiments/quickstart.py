@@ -327,7 +327,7 @@ def compare(runs: list[Run], output: Path, smoke: bool) -> str:
 
 
 def notes(facts: dict, seeds: list[int], smoke: bool) -> list[str]:
-    """What a reader has to know about the numbers."""
+    """Notes on the numbers."""
     size, headline_size = (
         f"{facts[key][1]} x {facts[key][0]}" for key in ("image_size", "headline_image_size")
     )

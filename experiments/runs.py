@@ -93,7 +93,7 @@ class Run:
         return json.loads(json.dumps(settings))  # as it will be read back
 
     def seconds(self) -> float | None:
-        """What the training took, where it is finished."""
+        """Seconds of a finished training."""
         return read_json(self.record)["seconds"] if self.record.is_file() else None
 
     def changed(self) -> list[str] | None:
@@ -122,11 +122,11 @@ class Run:
         return self.changed() == []
 
     def detections(self) -> list[dict]:
-        """What the evaluation at the end of the training found, as COCO results."""
+        """Detections of the evaluation at the end of the training, as COCO results."""
         return read_json(self.folder / "inference" / "detections_streets_val.json")
 
     def metrics(self) -> list[dict]:
-        """What the trainer logged, by iteration."""
+        """The trainer's log, by iteration."""
         lines = (self.folder / "metrics.json").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
@@ -163,7 +163,7 @@ def train(
         side_by_side: how many runs are trained at a time, for the same.
         threads: of the process; None for PyTorch's choice.
         label: before every line that is printed.
-        children: where the process is kept while it runs, for who wants to end it.
+        children: list of running processes, so that the caller can end them.
 
     Raises:
         ValueError: the folder holds something else.
@@ -275,7 +275,7 @@ def train_all(
 
 
 def read_progress(line: str) -> tuple[str, float | None] | None:
-    """What a line of Detectron2's log says about progress, with the seconds left where it does."""
+    """Progress in a line of Detectron2's log, with the seconds left where it does."""
     found = re.search(
         r"eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)\s+iter: (\d+)\s+total_loss: (\S+)", line
     )
@@ -294,7 +294,7 @@ def predict(runs: list[Run], speed: float) -> float:
 
 
 def measured_speed(runs: list[Run]) -> float:
-    """How many times slower than nominal the finished ``runs`` were; 1 where there are none."""
+    """Time of the finished ``runs`` over the nominal; 1 where there are none."""
     done = [run for run in runs if run.seconds()]
     if not done:
         return 1.0

@@ -1,4 +1,4 @@
-"""What the operator benchmark runs: inputs of a pedestrian detector's size, and memory floors.
+"""Cases of the operator benchmark: inputs of a pedestrian detector's size, and memory floors.
 
 A case is one call of an operator at one setting. Its floor is the least memory traffic that any
 implementation needs, as bytes read and written by the forward and the backward pass:
@@ -59,7 +59,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a case is built for.
+    """Setting that a case is built for.
 
     Attributes:
         divisor: of 1024x2048, a value of ``SCALES``.
@@ -113,7 +113,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a case is to reach, forward and backward together.
+    """Target of a case, forward and backward together.
 
     Attributes:
         ratio: least ratio to the baseline, by layout.

@@ -145,7 +145,7 @@ class _ProcessMemory:
 
 
 class _CudaMemory:
-    """What PyTorch's caching allocator has handed out."""
+    """Bytes that PyTorch's caching allocator has handed out."""
 
     def start(self):
         return self.restart()

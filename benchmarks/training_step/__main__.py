@@ -1,4 +1,4 @@
-"""Where the time and the memory of a distilled training step go, beside a plain Detectron2 step.
+"""Time and memory of a distilled training step, stage by stage, beside a plain Detectron2 step.
 
     python tools/profile_step.py --weights output/student_citypersons/model_final.pth
     python tools/profile_step.py --teacher-precision bf16 --plot step.png HKD.CHANNELS_LAST True

@@ -344,7 +344,7 @@ def keep_ledger(
 
 
 def overhead(ledger: dict[str, Entry], provider: str = "fused") -> dict[str, float]:
-    """What a provider costs beside stock Detectron2's student: medians over the rounds.
+    """Cost of a provider beside stock Detectron2's student: medians over the rounds.
 
     Returns:
         dict[str, float]: ``overhead``, (t - t_student - t_teacher) / t_student, where t_student is

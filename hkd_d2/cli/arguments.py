@@ -1,4 +1,4 @@
-"""What all commands have in common: models, data, output and config options."""
+"""Arguments shared by all commands: models, data, output and config options."""
 
 import argparse
 import os
@@ -74,7 +74,7 @@ def add_config_file(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where detectors run."""
+    """Add --device."""
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N [cpu]")
 
 

@@ -7,7 +7,7 @@
 
 Weights are run by Detectron2 with the config.yaml beside them, .onnx files by onnxruntime, which
 needs neither PyTorch nor Detectron2. A .pt2 or .ts is a program: name only what you wrote. Several
-models are drawn side by side. What cannot be read is told in one sentence, and the work goes on;
+models are drawn side by side. An unreadable file is reported in one sentence and skipped;
 the exit code then is 1.
 """
 

@@ -1,4 +1,4 @@
-"""Where config files are looked for: the working directory first, then those of the package."""
+"""Search for config files: the working directory first, then those of the package."""
 
 import os
 from pathlib import Path

@@ -18,7 +18,7 @@ MUCH = 0.1  # a larger share of boxes without an anchor is a warning
 
 @dataclass(frozen=True)
 class AnchorFit:
-    """How the anchors fit the boxes that count in training.
+    """Fit of the anchors to the boxes that count in training.
 
     Attributes:
         boxes: number of boxes, each at every size that training gives its image.

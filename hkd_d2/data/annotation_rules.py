@@ -1,4 +1,4 @@
-"""What a row of a COCO file says where its keys leave room: one rule for every reader.
+"""Meaning of a COCO row where its keys leave room: one rule for every reader.
 
 Training's loader, the evaluator and the result tools read heights, visible shares, ignore flags,
 whole numbers and the pedestrians' category by these functions, so that one file has one meaning.

@@ -57,7 +57,7 @@ def check_image_files(
 def usable_records(
     records: list[dict], sizes: Sequence[tuple[int, int]], say: Callable[[str], None]
 ) -> list[dict]:
-    """The records whose images pass; ``say`` is told a sentence for each of the others.
+    """The records whose images pass; ``say`` gets a sentence for each of the others.
 
     Args:
         records, sizes: see :func:`check_image_files`.

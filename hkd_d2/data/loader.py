@@ -1,4 +1,4 @@
-"""Which images a run trains on, and the loader that mixes labelled and pseudo-labelled ones."""
+"""The images a run trains on, and the loader that mixes labelled and pseudo-labelled ones."""
 
 import itertools
 import logging

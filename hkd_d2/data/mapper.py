@@ -1,4 +1,4 @@
-"""Which pedestrians count in training, and the mapper that keeps the others as ignore rows."""
+"""The rule for pedestrians in training, and the mapper that keeps the others as ignore rows."""
 
 import copy
 
@@ -96,7 +96,7 @@ class PedestrianMapper(DatasetMapper):
             kwargs: of DatasetMapper.
 
         Raises:
-            ValueError: masks, keypoints or precomputed proposals are asked for.
+            ValueError: masks, keypoints or precomputed proposals are configured.
         """
         super().__init__(is_train, **kwargs)
         if self.use_instance_mask or self.use_keypoint or self.proposal_topk is not None:

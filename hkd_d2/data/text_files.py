@@ -107,7 +107,7 @@ def parse_json(text: str, source: str | os.PathLike) -> Any:
 
 
 def shown(value: Any) -> str:
-    """What a file has, on one line and short enough for a sentence."""
+    """Text of a file, on one line and short enough for a sentence."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits; nesting

@@ -117,7 +117,7 @@ class FGD(Term):
 
 
 def attention(feature: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where and in which channels a (N, C, H, W) map is large: (N, H, W) and (N, C), mean 1."""
+    """Spatial and channel attention of a (N, C, H, W) map: (N, H, W) and (N, C), mean 1."""
     n, c, h, w = feature.shape
     size = feature.float().abs()
     cells = (size.mean(1) / temperature).flatten(1).softmax(1)

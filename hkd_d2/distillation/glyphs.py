@@ -18,7 +18,9 @@ def glyph_templates(num_glyphs: int) -> torch.Tensor:
     """
     patterns = 2 ** (CELLS * (CELLS // 2 + 1))
     if num_glyphs > patterns:
-        raise ValueError(f"There are {patterns} glyphs and {num_glyphs} are asked for.")
+        raise ValueError(
+            f"There are {patterns} glyphs, fewer than the {num_glyphs} of this detector."
+        )
     # Steps of a number that has no factor in common with theirs visit every pattern once, far ones
     # in turn.
     codes = (torch.arange(1, num_glyphs + 1) * 19937) % patterns

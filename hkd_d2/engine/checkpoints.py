@@ -1,4 +1,4 @@
-"""When a run saves, and what: all that a stopped run needs to end as if it had not been."""
+"""Checkpoints of a run, complete enough that a resumed run ends like an uninterrupted one."""
 
 import logging
 
@@ -61,7 +61,7 @@ class Checkpoints(HookBase):
 
 
 def process_state(step: object) -> dict:
-    """What this process has that the model's, the terms' and the optimizer's states lack.
+    """State of this process beyond that of the model, the terms and the optimizer.
 
     Args:
         step: Detectron2's trainer of one step, with ``model`` and ``data_loader``.

@@ -23,7 +23,7 @@ _STAMP = "drawn"
 
 
 class Stamp(NamedTuple):
-    """Where a sample comes from.
+    """Origin of a sample.
 
     Attributes:
         worker: whose share of the stream it is in.
@@ -152,7 +152,7 @@ class ResumableLoader:
         return self.stream.dataset[stamp.index]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, in plain containers."""
+        """Position of the loader, in plain containers."""
         tasks = sum(self.done) // (1 if self.grouped else self.batch_size)
         return {
             "form": self._form(),

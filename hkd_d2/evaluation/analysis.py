@@ -1,4 +1,4 @@
-"""What a detector gets wrong: misses by size and occlusion, false positives, calibration.
+"""Errors of a detector: misses by size and occlusion, false positives, calibration.
 
 Needs NumPy alone. Matching is the evaluator's own (:func:`hkd_d2.evaluation.match_setup`).
 
@@ -70,7 +70,7 @@ CALIBRATION_SCORE = 0.1  # from which the calibration error is taken
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where a curve is read.
+    """An operating point of a curve.
 
     Attributes:
         limit: the FPPI that is not exceeded.

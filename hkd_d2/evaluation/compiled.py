@@ -21,7 +21,7 @@ except ImportError as _error:
 
 
 def use_compiled(impl: str | None) -> bool:
-    """Which implementation runs.
+    """Choose the implementation.
 
     Args:
         impl: "compiled", "reference", or None for the first where it is there.

@@ -168,7 +168,7 @@ class _Crowd:
         return (over_own > self._protocol.min_overlap).any(axis=1)
 
     def match(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which detections take a person, and which count, bool (D,) each."""
+        """Masks of the detections that match a person and of those that count, bool (D,) each."""
         free = np.where(self._overlap > self._protocol.min_overlap, self._overlap, 0)
         hit = np.zeros(len(free), dtype=bool)
         if free.shape[1]:

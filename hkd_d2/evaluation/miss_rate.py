@@ -138,7 +138,7 @@ class MissRateResult:
 
 @dataclass(frozen=True, eq=False)
 class SetupMatches:
-    """Which detection took which pedestrian under one setup.
+    """Match detections and pedestrians under one setup.
 
     A detection matches before those of lower score are looked at. So the first k detections match
     as they would alone, and every operating point can be read from one matching.

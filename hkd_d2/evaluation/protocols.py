@@ -61,7 +61,7 @@ MISSING_POINTS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Setup:
-    """Which pedestrians count. Ranges include their bounds, unless the protocol says otherwise.
+    """The pedestrians that count. Ranges include their bounds, unless the protocol says otherwise.
 
     Attributes:
         height: lowest and highest height in pixels.
@@ -76,7 +76,7 @@ class Setup:
     truncation: tuple[float, float] | None = None
 
     def counts(self, annotation: Mapping[str, Any]) -> bool:
-        """Whether an annotation is countable where all bounds belong to the ranges."""
+        """True if an annotation counts where all bounds belong to the ranges."""
         return (
             not annotation.get("ignore", 0)
             and self.height[0] <= annotation["height"] <= self.height[1]

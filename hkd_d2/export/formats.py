@@ -36,7 +36,7 @@ _UNTRANSLATABLE = (RuntimeError, AssertionError, NotImplementedError, TypeError)
 
 @dataclass(frozen=True)
 class Shape:
-    """Which inputs an exported detector takes.
+    """Inputs that an exported detector takes.
 
     Attributes:
         size (tuple[int, int] or None): height and width; None for any.

@@ -19,7 +19,7 @@ KeepByNms = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def keep_by_nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """Which boxes stay: those that no better one of their image and group overlaps by more.
+    """Mask of the boxes that no better one of their image and group overlaps by more.
 
     All images and groups are suppressed in one call, each moved to a place of its own; in float64,
     since boxes far out would be rounded otherwise.
@@ -99,7 +99,7 @@ def clip(boxes: Tensor, height, width) -> Tensor:
 
 
 def has_area(boxes: Tensor, smallest: float = 0.0) -> Tensor:
-    """Which (..., 4) boxes are finite and have sides longer than ``smallest``; NaN has none."""
+    """Mask of the (..., 4) boxes that are finite with sides longer than ``smallest``."""
     width = boxes[..., 2] - boxes[..., 0]
     height = boxes[..., 3] - boxes[..., 1]
     return (width > smallest) & (height > smallest) & boxes.isfinite().all(-1)

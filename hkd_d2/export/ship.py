@@ -140,7 +140,7 @@ def write_form(form: str, model: nn.Module, metadata: dict, folder: Path, shape:
 
 
 def _reload(path, batch_size):
-    """What somebody who gets the folder has."""
+    """Load a written file as its users would."""
     backend = "onnx" if path.suffix == SUFFIXES["onnx"] else "torch"
     return load_detector(path, backend, batch_size=batch_size)
 

@@ -96,7 +96,7 @@ def _at_the_cut(detections, i, threshold, limit):
 
 
 def _nearest(wanted, i, found, free):
-    """How the free detection with the nearest box differs."""
+    """Difference to the unmatched detection with the nearest box, in words."""
     rows = np.flatnonzero(free)
     if not len(rows):
         return "is missing in the exported file"

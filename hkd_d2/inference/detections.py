@@ -1,4 +1,4 @@
-"""What a detector finds in an image."""
+"""Detections of an image."""
 
 from dataclasses import dataclass, replace
 

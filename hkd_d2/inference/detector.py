@@ -94,7 +94,7 @@ class Detector(ABC):
         return resized_shape(height, width, self.metadata["min_size"], self.metadata["max_size"])
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """What runs for an image.
+        """The network's input for an image.
 
         Args:
             image: (H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""What all exported detectors share: files that go from uint8 images to padded detections."""
+"""Base class of exported detectors: files that go from uint8 images to padded detections."""
 
 from abc import abstractmethod
 from pathlib import Path

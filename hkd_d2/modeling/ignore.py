@@ -34,7 +34,7 @@ def split_ignore(instances: Instances) -> tuple[Instances, Boxes]:
 
 
 def covered_by_ignore(boxes: Boxes, ignore_boxes: Boxes) -> torch.Tensor:
-    """Which boxes have at least :data:`IGNORE_SHARE` of their area in one ignore box, (R,) bool."""
+    """(R,) bool: boxes with at least :data:`IGNORE_SHARE` of their area in one ignore box."""
     if len(ignore_boxes) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     share = retry_if_cuda_oom(pairwise_ioa)(ignore_boxes, boxes).amax(dim=0)

@@ -1,4 +1,4 @@
-"""What a detector weighs: parameters and multiply-adds of each of its parts."""
+"""Parameters and multiply-adds of each part of a detector."""
 
 import copy
 import math

@@ -72,7 +72,7 @@ _reference_only = False
 
 
 def build_info() -> dict[str, Any]:
-    """How the operators were built, and which implementation of each runs here.
+    """Build of the operators, and the implementation of each that runs here.
 
     ``python -m hkd_d2.ops`` prints it.
 

@@ -25,7 +25,7 @@ def feature_imitation_loss(
 
 
 class _Loss(torch.autograd.Function):
-    """What is registered below, in half the time: flattening lists in Python takes the rest."""
+    """The operator below in half its time: flattening lists in Python takes the rest."""
 
     @staticmethod
     def forward(ctx: Any, arguments: tuple[Any, ...], *tensors: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class WideResNet(nn.Module):
 
 
 class PreActivatedBlock(nn.Module):
-    """Two 3x3 convolutions, each behind a batch norm and a ReLU, and the input besides."""
+    """Residual block: two 3x3 convolutions, each behind a batch norm and a ReLU."""
 
     def __init__(self, channels_in: int, channels: int, stride: int):
         super().__init__()
@@ -182,8 +182,8 @@ class PreActivatedBlock(nn.Module):
     def forward(self, x):
         active = F.relu(self.norm1(x))
         # Where the shape changes, the shortcut reads what the convolutions read.
-        besides = x if self.shortcut is None else self.shortcut(active)
-        return self.conv2(F.relu(self.norm2(self.conv1(active)))) + besides
+        residual = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(F.relu(self.norm2(self.conv1(active)))) + residual
 
 
 def start_anew(module: nn.Module) -> None:

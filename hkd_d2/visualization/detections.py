@@ -29,7 +29,7 @@ DPI = 110
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What became of the detections of one image.
+    """Matches of the detections of one image.
 
     Attributes:
         hit: bool (D,), detections that found a pedestrian.

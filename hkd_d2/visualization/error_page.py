@@ -26,7 +26,7 @@ from hkd_d2.visualization.errors import (
     range_label,
 )
 
-# No script, nothing from outside: the browser is told so too. Figures are drawn on white.
+# No script, nothing from outside: a content security policy says so. Figures are drawn on white.
 _STYLE = """
 :root { color-scheme: light dark; --line: #c9ccd1; --soft: #f3f4f6; --ink: #1b1f24; --page: #fff; }
 @media (prefers-color-scheme: dark) {
@@ -297,7 +297,7 @@ def _score_table(results: Mapping[str, Mapping[str, MissRateResult]]) -> str:
 
 
 def _counts(of_each: Iterable[int]) -> str:
-    """How many pedestrians count: one number, but where a rule asks what a detector found."""
+    """The number of pedestrians that count, one a detector where a rule makes them differ."""
     counts = list(of_each)
     return " / ".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
 

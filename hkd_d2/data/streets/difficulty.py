@@ -1,11 +1,11 @@
-"""How hard the streets are."""
+"""Difficulty of the streets."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Difficulty:
-    """What makes the task easy or hard, in one place.
+    """Settings that make the task easy or hard.
 
     Lengths in pixels refer to a picture 192 pixels high and scale with the height.
     """

@@ -85,7 +85,7 @@ def build_library_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LibraryBody:
 
     Raises:
         ValueError: an unknown or unsuitable body, or a config that does not suit it.
-        ImportError: timm is asked for and not installed.
+        ImportError: timm is needed and not installed.
         FileNotFoundError: the pretrained weights are not to be had.
     """
     body = cfg.HKD.BACKBONE.BODY

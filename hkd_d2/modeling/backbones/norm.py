@@ -22,7 +22,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def resolve_norm(name: str, key: str) -> str | Callable[[int], nn.Module]:
-    """What Detectron2's blocks and FPN take as ``norm``, with :func:`group_norm` for ``"GN"``.
+    """The ``norm`` argument of Detectron2's blocks and FPN, with :func:`group_norm` for ``"GN"``.
 
     Args:
         name (str): ``BN``, ``SyncBN``, ``FrozenBN``, ``GN`` or empty for none.
