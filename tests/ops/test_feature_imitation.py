@@ -715,7 +715,7 @@ def test_the_number_of_threads_changes_no_bit(distance, layout, adapted):
 def test_the_number_of_threads_changes_no_bit_of_a_long_sum_in_an_adapter():
     # A library of matrix products may cut a sum of this length into one part a thread.
     generator = torch.Generator().manual_seed(7)
-    student, teacher = ([torch.randn(2, c, 24, 24, generator=generator)] for c in (1024, 64))
+    student, teacher = ([torch.randn(1, c, 8, 8, generator=generator)] for c in (1024, 64))
     adapter = [(torch.randn(64, 1024, generator=generator), None)]
     assert_same_for_any_number_of_threads(
         lambda: results("fused", student, teacher, adapter, torch.float32, {})
