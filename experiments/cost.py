@@ -19,9 +19,9 @@ def measure_cost(contender: Contender, weights: str, rounds: int = ROUNDS) -> di
     Both step in turn on one batch of drawn streets, from the weights of a trained plain student.
 
     Args:
-        contender (Contender): with terms.
-        weights (str): checkpoint of its family's plain student.
-        rounds (int): counted steps of each; two more warm up.
+        contender: with terms.
+        weights: checkpoint of its family's plain student.
+        rounds: counted steps of each; two more warm up.
 
     Returns:
         dict: ``step``, the median over rounds of the ratio of the two steps' times;

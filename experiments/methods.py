@@ -42,9 +42,9 @@ class Family:
     """A small teacher and student of configs/quickstart that stand for the large ones of a kind.
 
     Attributes:
-        teacher, student (str): names of their config files; the teacher's is its folder's too.
-        architectures (tuple): meta-architectures of the large students.
-        seconds (tuple): of an iteration of teacher, plain and distilled student, a first guess.
+        teacher, student: names of their config files; the teacher's is its folder's too.
+        architectures: meta-architectures of the large students.
+        seconds: of an iteration of teacher, plain and distilled student, a first guess.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Contender:
     """A method, or the plain student of a family, and its runs, one a seed.
 
     Attributes:
-        section (str): those that are compared with each other: the family, and the share of the
+        section: those that are compared with each other: the family, and the share of the
             labels where it is not all.
-        config_file (Path): of the small student with the method's changes.
-        terms (list[str]): names of the distillation terms, as in the log.
-        pool (Path or None): the teacher's detections, for a method that trains on them.
+        config_file: of the small student with the method's changes.
+        terms: names of the distillation terms, as in the log.
+        pool: the teacher's detections, for a method that trains on them.
     """
 
     name: str

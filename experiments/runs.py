@@ -35,11 +35,11 @@ class Run:
     """One training run: a detector, its seed, its config file and what is changed in it.
 
     Attributes:
-        kind (str): what is trained, for people.
-        changes (list): keys and values by turns, after those of the config file.
-        seconds_per_iteration (float): on two cores, a first guess; to be scaled by what this
+        kind: what is trained, for people.
+        changes: keys and values by turns, after those of the config file.
+        seconds_per_iteration: on two cores, a first guess; to be scaled by what this
             machine shows.
-        tool (str): whose run it is; names the record in ``folder``.
+        tool: whose run it is; names the record in ``folder``.
     """
 
     kind: str

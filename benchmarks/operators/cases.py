@@ -248,7 +248,7 @@ def touched_cells(boxes, sizes, strides, sampling_ratio: int) -> int:
         boxes (list[Tensor]): per image (R_n, 4) XYXY in pixels.
         sizes (list[tuple[int, int]]): height and width of each level.
         strides (sequence of float): pixels a cell of each level.
-        sampling_ratio (int): as of ``multilevel_roi_align``.
+        sampling_ratio: as of ``multilevel_roi_align``.
 
     The gradient of the pooled ones by the maps is the sum of the weights that a cell enters with,
     and no weight is negative.

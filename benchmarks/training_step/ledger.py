@@ -85,9 +85,9 @@ class TrainingStep:
     The learning rate is 0: the work is that of training, and every step starts from one state.
 
     Args:
-        cfg (CfgNode): solver settings; ``SOLVER.AMP.ENABLED`` as in training.
-        model (nn.Module): a detector in training mode; an :class:`HKDDetector` tells its stages.
-        reference (bool): run the operators' definitions instead of the compiled kernels.
+        cfg: solver settings; ``SOLVER.AMP.ENABLED`` as in training.
+        model: a detector in training mode; an :class:`HKDDetector` tells its stages.
+        reference: run the operators' definitions instead of the compiled kernels.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, *, reference: bool = False):
@@ -127,10 +127,10 @@ def training_steps(
     """Build the steps that are compared, all from one student and one teacher.
 
     Args:
-        cfg (CfgNode): of a distilled run. Where ``HKD.TEACHER.WEIGHTS`` is no file, the teacher's
+        cfg: of a distilled run. Where ``HKD.TEACHER.WEIGHTS`` is no file, the teacher's
             weights are random, which costs the same time.
-        batch (list[dict]): what the steps will be given.
-        weights (str): checkpoint of a trained student; without one its weights are random.
+        batch: what the steps will be given.
+        weights: checkpoint of a trained student; without one its weights are random.
         proposals (list[Instances]): per image, what a two-stage student's heads get in place of the
             RPN's own, which does its work none the less. Without them and without ``weights``,
             whose RPN would propose anchors, they are :func:`street_proposals`.
@@ -250,9 +250,9 @@ def trained_proposals(
     """Boxes that another, trained two-stage detector proposes on a batch.
 
     Args:
-        cfg (CfgNode): of the run that gets them: as many boxes as it trains with.
-        batch (list[dict]): images in the config's format.
-        config_file, weights (str): of the detector, as ``train_net.py`` leaves them.
+        cfg: of the run that gets them: as many boxes as it trains with.
+        batch: images in the config's format.
+        config_file, weights: of the detector, as ``train_net.py`` leaves them.
 
     Raises:
         ValueError: the detector has no RPN or takes another image format.
@@ -291,8 +291,8 @@ class Entry:
     """A provider's page of the ledger.
 
     Attributes:
-        seconds (dict[str, list[float]]): by stage, and of the whole :data:`STEP`, one a round.
-        peak_bytes (dict[str, int]): most bytes of tensors at a time in a stage, above those held
+        seconds: by stage, and of the whole :data:`STEP`, one a round.
+        peak_bytes: most bytes of tensors at a time in a stage, above those held
             before the step.
     """
 
@@ -329,7 +329,7 @@ def keep_ledger(
     first two rounds are not counted.
 
     Args:
-        trace (str): file to write a Chrome trace of one more step of each provider to.
+        trace: file to write a Chrome trace of one more step of each provider to.
     """
     rounds = {name: [] for name in steps}
     for number in range(iterations + 2):

@@ -26,9 +26,9 @@ class Crop:
     """A square of an image and its class.
 
     Attributes:
-        image (int): index of the record.
-        x, y, side (int): left, top and side, pixels; it may leave the image.
-        label (str): the name of its class, or "background".
+        image: index of the record.
+        x, y, side: left, top and side, pixels; it may leave the image.
+        label: the name of its class, or "background".
     """
 
     image: int

@@ -168,8 +168,8 @@ class MixedTrainingSampler(Sampler):
     than one image where it cannot; at 1:1 single images alternate, labelled first.
 
     Args:
-        labelled (int): number of labelled images, indices 0 to ``labelled`` - 1.
-        pseudo (int): number of pseudo-labelled images, whose indices follow.
+        labelled: number of labelled images, indices 0 to ``labelled`` - 1.
+        pseudo: number of pseudo-labelled images, whose indices follow.
         ratio (float): pseudo-labelled images for each labelled one, 0.01 to 100.
         batch_size (int): images a process and step.
         seed (int): of the shuffles; None for one that the processes agree on.

@@ -31,10 +31,10 @@ class PseudoLabels:
     """A file of pseudo-labels as it was read.
 
     Attributes:
-        path (str): its file.
-        info (dict): where the labels come from.
-        classes (list[str]): the teacher's class list.
-        records (list[dict]): see :mod:`hkd_d2.data.datasets.records`; images without a detection
+        path: its file.
+        info: where the labels come from.
+        classes: the teacher's class list.
+        records: see :mod:`hkd_d2.data.datasets.records`; images without a detection
             included, ``category_id`` an index of ``classes``.
     """
 

@@ -61,7 +61,7 @@ def check_labels(cfg: CfgNode, model: nn.Module, datasets: dict[str, list[dict]]
     """Check that the model's heads know the classes and the ignore rows of the training sets.
 
     Args:
-        datasets (dict[str, list[dict]]): from :func:`check_data`.
+        datasets: from :func:`check_data`.
     """
     detector = getattr(model, "student", model)
     if isinstance(detector, DenseDetector):

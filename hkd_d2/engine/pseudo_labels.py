@@ -27,12 +27,12 @@ def label_images(
     """Run a detector over images and make a file of its detections.
 
     Args:
-        cfg (CfgNode): the teacher's; of a config that distils, its student.
-        weights (str): the teacher's checkpoint.
-        records (list[dict]): images, see :mod:`hkd_d2.data.datasets.records`.
-        score_threshold (float): detections above it are kept; it replaces the config's own.
-        classes (list[str]): the teacher's class list; None for that of its first training set.
-        info (dict): further keys of the file's ``info``.
+        cfg: the teacher's; of a config that distils, its student.
+        weights: the teacher's checkpoint.
+        records: images, see :mod:`hkd_d2.data.datasets.records`.
+        score_threshold: detections above it are kept; it replaces the config's own.
+        classes: the teacher's class list; None for that of its first training set.
+        info: further keys of the file's ``info``.
 
     Returns:
         dict: a file, see :mod:`hkd_d2.data.pseudo_labels`.

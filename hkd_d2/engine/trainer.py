@@ -42,7 +42,7 @@ class Trainer(DefaultTrainer):
     :mod:`hkd_d2.engine.preflight`.
 
     Args:
-        cfg (CfgNode): with the keys of :func:`hkd_d2.config.add_hkd_config`.
+        cfg: with the keys of :func:`hkd_d2.config.add_hkd_config`.
 
     Raises:
         ValueError, FileNotFoundError: by a check; one sentence says what to change.

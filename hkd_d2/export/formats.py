@@ -39,8 +39,8 @@ class Shape:
     """Inputs that an exported detector takes.
 
     Attributes:
-        size (tuple[int, int] or None): height and width; None for any.
-        batch (int or None): number of images; None for any.
+        size: height and width; None for any.
+        batch: number of images; None for any.
     """
 
     size: tuple[int, int] | None = None
@@ -58,8 +58,8 @@ def detector_graph(model: nn.Module, keep: KeepByNms = keep_by_nms) -> nn.Module
     """A detector from uint8 images to padded detections, with shapes known beforehand.
 
     Args:
-        model (nn.Module): GeneralizedRCNN, RetinaNet or FCOS; its modules are shared.
-        keep (callable): non-maximum suppression.
+        model: GeneralizedRCNN, RetinaNet or FCOS; its modules are shared.
+        keep: non-maximum suppression.
 
     Raises:
         ValueError: a detector, or a part of one, that cannot be exported.
@@ -76,10 +76,10 @@ def export(model: nn.Module, metadata: dict, path: Path, form: str, shape: Shape
     """Write ``model`` to ``path`` with ``metadata`` inside.
 
     Args:
-        model (nn.Module): in eval mode, on the CPU.
-        metadata (dict): see :class:`hkd_d2.inference.Detector`.
-        form (str): a key of :data:`SUFFIXES`.
-        shape (Shape): which inputs it takes.
+        model: in eval mode, on the CPU.
+        metadata: see :class:`hkd_d2.inference.Detector`.
+        form: a key of :data:`SUFFIXES`.
+        shape: which inputs it takes.
 
     Returns:
         dict: the metadata as it stands in the file: besides, ``input_layout``; ``height``,

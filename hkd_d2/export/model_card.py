@@ -35,17 +35,17 @@ def write_model_card(
     """Write the card of a detector.
 
     Args:
-        path (Path): Markdown file.
-        cfg (CfgNode): the config that it was trained with.
-        model (nn.Module): the detector.
-        metadata (dict): see :class:`hkd_d2.inference.Detector`.
-        files (list[dict]): of each exported file ``file``, ``bytes``, ``sha256``, ``input`` and, if
+        path: Markdown file.
+        cfg: the config that it was trained with.
+        model: the detector.
+        metadata: see :class:`hkd_d2.inference.Detector`.
+        files: of each exported file ``file``, ``bytes``, ``sha256``, ``input`` and, if
             it was verified, ``verified`` (the result of
             :func:`hkd_d2.export.verification.verify`) and ``frames`` (what it was verified on).
         title: of the card, for instance the name of its folder.
-        run (Path): folder of the training run, whose ``metrics.json`` is read if it is there.
-        licence (str or None): of the weights.
-        notes (str or None): a paragraph of the author's.
+        run: folder of the training run, whose ``metrics.json`` is read if it is there.
+        licence: of the weights.
+        notes: a paragraph of the author's.
     """
     distilled = cfg.MODEL.META_ARCHITECTURE == "HKDDetector"
     parts = [
@@ -70,9 +70,9 @@ def add_section(path: Path, title: str, text: str) -> None:
     """Write a section at the end of a card, in place of an earlier one of that title.
 
     Args:
-        path (Path): the card; nothing is done where there is none.
-        title (str): of the section.
-        text (str): Markdown.
+        path: the card; nothing is done where there is none.
+        title: of the section.
+        text: Markdown.
     """
     if path.is_file():
         card = path.read_text(encoding="utf-8").partition(f"\n## {title}\n")[0].rstrip()

@@ -23,8 +23,8 @@ class OneStageGraph(nn.Module):
     """A RetinaNet or FCOS from uint8 images to detections, out of the detector's own parts.
 
     Args:
-        model (DenseDetector): RetinaNet or FCOS.
-        keep (callable): non-maximum suppression, as :func:`keep_by_nms`.
+        model: RetinaNet or FCOS.
+        keep: non-maximum suppression, as :func:`keep_by_nms`.
 
     Raises:
         ValueError: a box transform that has no counterpart here.

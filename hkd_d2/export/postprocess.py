@@ -25,9 +25,9 @@ def keep_by_nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     since boxes far out would be rounded otherwise.
 
     Args:
-        boxes (Tensor): (N, M, 4) XYXY.
-        scores (Tensor): (N, G, M), :data:`LOWEST` where a box is not of the group.
-        iou (float): threshold.
+        boxes: (N, M, 4) XYXY.
+        scores: (N, G, M), :data:`LOWEST` where a box is not of the group.
+        iou: threshold.
 
     Returns:
         Tensor: (N, M) bool; a box of no group does not stay.
@@ -59,9 +59,9 @@ def by_group(scores: Tensor, valid: Tensor, groups: Tensor, number: int) -> Tens
     """(N, number, M) scores of each group, :data:`LOWEST` elsewhere, of (N, M) scores.
 
     Args:
-        valid (Tensor): (N, M) bool, rows that count.
-        groups (Tensor): (N, M) int64, level or class of each row.
-        number (int): number of groups.
+        valid: (N, M) bool, rows that count.
+        groups: (N, M) int64, level or class of each row.
+        number: number of groups.
     """
     every = torch.arange(number, device=scores.device)[None, :, None]
     return torch.where((groups[:, None] == every) & valid[:, None], scores[:, None], LOWEST)
@@ -71,8 +71,8 @@ def best(scores: Tensor, valid: Tensor, number: int, *others: Tensor) -> tuple[T
     """The ``number`` best rows that count, by falling score, padded where there are fewer.
 
     Args:
-        scores (Tensor): (N, M).
-        valid (Tensor): (N, M) bool.
+        scores: (N, M).
+        valid: (N, M) bool.
         *others (Tensor): (N, M) or (N, M, C), selected alike.
 
     Returns:
@@ -205,10 +205,10 @@ def detections(
     """Suppress, take the best, clip, drop what has no area.
 
     Args:
-        boxes, scores, valid, classes (Tensor): (N, M, 4), (N, M), (N, M) bool, (N, M) int64.
-        size (tuple): height and width of the images.
-        number (int): most detections of an image.
-        iou (float): from which one box suppresses another of its class.
+        boxes, scores, valid, classes: (N, M, 4), (N, M), (N, M) bool, (N, M) int64.
+        size: height and width of the images.
+        number: most detections of an image.
+        iou: from which one box suppresses another of its class.
 
     Returns:
         tuple[Tensor, ...]: boxes (N, K, 4), scores (N, K), classes (N, K) int64 and counts (N,)

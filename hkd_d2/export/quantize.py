@@ -122,8 +122,8 @@ class Layer:
     """A convolution or fully connected layer: all nodes of one weight.
 
     Attributes:
-        nodes (list[str]): names, one for each level that shares the weight.
-        outputs (list[str]): what each gives, after its ReLU where one follows.
+        nodes: names, one for each level that shares the weight.
+        outputs: what each gives, after its ReLU where one follows.
     """
 
     nodes: list[str] = field(default_factory=list)

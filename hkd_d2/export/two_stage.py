@@ -33,8 +33,8 @@ class TwoStageGraph(nn.Module):
     Proposals are as many as the RPN keeps at most, with a mask of those that count.
 
     Args:
-        model (GeneralizedRCNN): with an RPN and StandardROIHeads or CascadeROIHeads.
-        keep (callable): non-maximum suppression, as :func:`keep_by_nms`.
+        model: with an RPN and StandardROIHeads or CascadeROIHeads.
+        keep: non-maximum suppression, as :func:`keep_by_nms`.
 
     Raises:
         ValueError: a part that has no counterpart here.
@@ -139,7 +139,7 @@ class LevelPooler(nn.Module):
     """Detectron2's ``ROIPooler`` without indices: each level pools every row, the others nowhere.
 
     Args:
-        pooler (ROIPooler): of ROIAlign.
+        pooler: of ROIAlign.
     """
 
     def __init__(self, pooler: nn.Module):

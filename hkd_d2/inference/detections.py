@@ -10,10 +10,10 @@ class Detections:
     """Detections of one image, by falling score.
 
     Attributes:
-        boxes (ndarray): (R, 4) float32, XYXY in pixels of the image that was given.
-        scores (ndarray): (R,) float32 in [0, 1].
-        classes (ndarray): (R,) int64, indices into ``class_names``.
-        class_names (tuple[str, ...]): all classes that the detector knows.
+        boxes: (R, 4) float32, XYXY in pixels of the image that was given.
+        scores: (R,) float32 in [0, 1].
+        classes: (R,) int64, indices into ``class_names``.
+        class_names: all classes that the detector knows.
     """
 
     boxes: np.ndarray

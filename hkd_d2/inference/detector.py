@@ -19,13 +19,13 @@ class Detector(ABC):
     Several threads may call :meth:`detect` at once.
 
     Attributes:
-        metadata (dict): what the file says of the detector. ``class_names`` (list[str]);
+        metadata: what the file says of the detector. ``class_names`` (list[str]);
             ``kind`` (two-stage | one-stage); ``architecture``; ``input_format`` (RGB | BGR);
             ``pixel_mean`` and ``pixel_std`` (list of 3 floats in that order); ``min_size`` and
             ``max_size`` (resize rule, pixels); ``size_divisibility``; ``score_threshold``,
             ``nms_threshold``, ``max_detections``; ``version`` of this project; ``weights_sha256``.
             Of an exported file ``height``, ``width`` and ``batch`` too, None where they are free.
-        batch_size (int): most images that run at once.
+        batch_size: most images that run at once.
     """
 
     def __init__(self, metadata: dict, batch_size: int):

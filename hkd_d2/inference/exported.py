@@ -17,10 +17,10 @@ class ExportedDetector(Detector):
     """A detector with normalisation, padding and post-processing in its file.
 
     Args:
-        path (str or Path): of the file, for sentences.
-        metadata (dict): see :class:`Detector`.
-        score_threshold (float or None): not below that of the file.
-        batch_size (int): most images that run at once; a file of fixed batch runs that.
+        path: of the file, for sentences.
+        metadata: see :class:`Detector`.
+        score_threshold: not below that of the file.
+        batch_size: most images that run at once; a file of fixed batch runs that.
 
     Raises:
         ValueError: metadata that lack something, or a lower threshold.

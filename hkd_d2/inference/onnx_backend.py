@@ -26,8 +26,8 @@ class OnnxDetector(ExportedDetector):
 
     Args:
         path, score_threshold, batch_size: see :class:`ExportedDetector`.
-        device (str): cpu | cuda | cuda:N; the latter two need onnxruntime-gpu.
-        threads (int or None): threads of one operator.
+        device: cpu | cuda | cuda:N; the latter two need onnxruntime-gpu.
+        threads: threads of one operator.
 
     Raises:
         ValueError: a file that is no such export, a lower threshold, or a device that the

@@ -23,8 +23,8 @@ class ProgramDetector(ExportedDetector):
     """Runs a program on the CPU.
 
     Args:
-        path (str or Path): of its file, for sentences.
-        program (callable): uint8 (N, 3, H, W) to the four outputs of an exported detector.
+        path: of its file, for sentences.
+        program: uint8 (N, 3, H, W) to the four outputs of an exported detector.
         metadata, score_threshold, batch_size: see :class:`ExportedDetector`.
     """
 

@@ -26,9 +26,9 @@ class TorchDetector(Detector):
     """Runs a Detectron2 detector in eval mode.
 
     Args:
-        model (nn.Module): GeneralizedRCNN, RetinaNet or FCOS, in eval mode.
-        metadata (dict): see :class:`Detector`.
-        batch_size (int): most images that run at once.
+        model: GeneralizedRCNN, RetinaNet or FCOS, in eval mode.
+        metadata: see :class:`Detector`.
+        batch_size: most images that run at once.
     """
 
     def __init__(self, model: nn.Module, metadata: dict, batch_size: int = 8):

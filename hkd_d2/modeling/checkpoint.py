@@ -27,7 +27,7 @@ class StudentCheckpointer(DetectionCheckpointer):
     plain containers from a model zoo's ``.pkl``, tensors alone from ``.safetensors``.
 
     Args:
-        model (nn.Module): a detector, a :class:`HKDDetector`, or either in DDP.
+        model: a detector, a :class:`HKDDetector`, or either in DDP.
         save_dir (str), **checkpointables: as in Detectron2.
     """
 
@@ -65,7 +65,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         """Load the model from ``path`` and insist that the file fills all of it.
 
         Args:
-            owner (str): whose weights they are, for the error: "the teacher of x.yaml".
+            owner: whose weights they are, for the error: "the teacher of x.yaml".
 
         Raises:
             FileNotFoundError: an empty path or no such file.

@@ -23,7 +23,7 @@ def fake_quantize(detector: nn.Module) -> list[str]:
     checkpoint's keys are what they were, and in eval mode the detector computes in float.
 
     Args:
-        detector (nn.Module): changed in place, by hooks.
+        detector: changed in place, by hooks.
 
     Returns:
         list[str]: names of the layers that are rounded.

@@ -22,7 +22,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     FrozenBN are buffers, so that a frozen ResNet-50 counts 23.45 M and one with BN 23.51 M.
 
     Args:
-        model (nn.Module): a Detectron2 detector.
+        model: a Detectron2 detector.
 
     Returns:
         dict[str, int]: body, fpn, rpn and box head for a two-stage detector; body, fpn and head for
@@ -58,10 +58,10 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     computed: a copy of the model runs on tensors without data.
 
     Args:
-        model (nn.Module): a GeneralizedRCNN with an RPN and standard or cascade heads, every stage
+        model: a GeneralizedRCNN with an RPN and standard or cascade heads, every stage
             of which looks at these boxes, or a one-stage detector with ``head`` and
             ``head_in_features``.
-        size (tuple[int, int]): height and width of the image in pixels; padded to the backbone's
+        size: height and width of the image in pixels; padded to the backbone's
             size divisibility as at inference.
 
     Returns:

@@ -18,7 +18,7 @@ def turned(images: torch.Tensor) -> torch.Tensor:
     """Every image upright and by one, two and three quarter turns counter-clockwise.
 
     Args:
-        images (Tensor): (B, C, H, H).
+        images: (B, C, H, H).
 
     Returns:
         Tensor: (4 B, C, H, H), the turns of an image after each other.

@@ -23,9 +23,9 @@ class AugmentedClassifier(nn.Module):
     (winycg/HSAKD, 28c8dc2). Of its weights only the layout is the stages'.
 
     Args:
-        body (nn.Module): with ``stem``, ``stages`` (list of nn.Sequential) and, for what comes
+        body: with ``stem``, ``stages`` (list of nn.Sequential) and, for what comes
             before the average over cells, ``finish``; a Detectron2 ResNet needs none.
-        num_classes (int): N.
+        num_classes: N.
     """
 
     def __init__(self, body: nn.Module, num_classes: int):
@@ -54,8 +54,8 @@ class AugmentedClassifier(nn.Module):
         """Class logits (B, N), and joint logits (B, 4 N) of every branch, first stage first.
 
         Args:
-            images (Tensor): (B, 3, H, W), normalised.
-            detach (bool): stop the branches' gradients before the body.
+            images: (B, 3, H, W), normalised.
+            detach: stop the branches' gradients before the body.
         """
         x, joint = self.body.stem(images), []
         for stage, branch in zip(self.body.stages, self.branches, strict=True):
@@ -132,8 +132,8 @@ class WideResNet(nn.Module):
     """The wide ResNet of CIFAR (arXiv 1605.07146): three stages of 16 k, 32 k and 64 k channels.
 
     Args:
-        depth (int): 6 n + 4 layers, for n blocks a stage.
-        width (int): k.
+        depth: 6 n + 4 layers, for n blocks a stage.
+        width: k.
 
     Raises:
         ValueError: another depth.

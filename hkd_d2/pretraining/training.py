@@ -107,7 +107,7 @@ def fit_teacher(teacher: AugmentedClassifier, loader, node: CfgNode, branches: b
     The frozen body is in eval mode, so that its running statistics stay.
 
     Args:
-        branches (bool): whether the second of two trainings is wanted.
+        branches: whether the second of two trainings is wanted.
     """
 
     def joint(images, classes):
@@ -138,7 +138,7 @@ def fit(
     """Train by SGD with Nesterov's momentum, the rate a tenth after each of ``DROPS`` epochs.
 
     Args:
-        loss (callable): of images (B, 3, H, H) and classes (B,).
+        loss: of images (B, 3, H, H) and classes (B,).
 
     Returns:
         list[float]: the mean loss of each epoch.

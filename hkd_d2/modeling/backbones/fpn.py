@@ -16,9 +16,9 @@ def attach_fpn(cfg: CfgNode, bottom_up: Backbone, *, one_stage: bool = False) ->
     (N, OUT_CHANNELS, H / stride, W / stride).
 
     Args:
-        cfg (CfgNode): config of the detector.
-        bottom_up (Backbone): the body; its features are named as in ``MODEL.FPN.IN_FEATURES``.
-        one_stage (bool): which of the two.
+        cfg: config of the detector.
+        bottom_up: the body; its features are named as in ``MODEL.FPN.IN_FEATURES``.
+        one_stage: which of the two.
 
     Raises:
         ValueError: IN_FEATURES names a feature that the body does not put out, the body has no

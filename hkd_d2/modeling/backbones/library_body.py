@@ -32,8 +32,8 @@ class LibraryBody(Backbone):
     def __init__(self, network: nn.Module, name: str):
         """
         Args:
-            network (nn.Module): maps (N, 3, H, W) to the four maps, finest first.
-            name (str): what the config calls it, for the message.
+            network: maps (N, 3, H, W) to the four maps, finest first.
+            name: what the config calls it, for the message.
 
         Raises:
             ValueError: the maps are not four of these strides with channels second.
@@ -80,8 +80,8 @@ def build_library_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LibraryBody:
     keeps them, SyncBN shares statistics between processes, FrozenBN fixes them.
 
     Args:
-        cfg (CfgNode): config of the detector.
-        input_shape (ShapeSpec): channels of the image; 3.
+        cfg: config of the detector.
+        input_shape: channels of the image; 3.
 
     Raises:
         ValueError: an unknown or unsuitable body, or a config that does not suit it.

@@ -15,7 +15,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     divides them. At most 15 channels make a single group.
 
     Args:
-        channels (int): channels of the layer.
+        channels: channels of the layer.
     """
     groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 8))
     return nn.GroupNorm(groups, channels)
@@ -25,8 +25,8 @@ def resolve_norm(name: str, key: str) -> str | Callable[[int], nn.Module]:
     """The ``norm`` argument of Detectron2's blocks and FPN, with :func:`group_norm` for ``"GN"``.
 
     Args:
-        name (str): ``BN``, ``SyncBN``, ``FrozenBN``, ``GN`` or empty for none.
-        key (str): the config key that holds ``name``, for the message.
+        name: ``BN``, ``SyncBN``, ``FrozenBN``, ``GN`` or empty for none.
+        key: the config key that holds ``name``, for the message.
 
     Raises:
         ValueError: ``name`` is none of these.

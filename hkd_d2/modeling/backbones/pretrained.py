@@ -29,8 +29,8 @@ def require_pixels(
     """Check that the config feeds a pretrained body the pixels that it was trained on.
 
     Args:
-        cfg (CfgNode): config of the detector.
-        body (str): name of the body, for the message.
+        cfg: config of the detector.
+        body: name of the body, for the message.
         mean, std: three floats each, RGB, in units of a pixel value from 0 to 255.
 
     Raises:
@@ -52,8 +52,8 @@ def load_torchvision_weights(model: str, version: str = "DEFAULT") -> dict[str, 
     """State dict of a torchvision classification model, from its cache or the network.
 
     Args:
-        model (str): name as in :func:`torchvision.models.list_models`.
-        version (str): member of the model's weights enum.
+        model: name as in :func:`torchvision.models.list_models`.
+        version: member of the model's weights enum.
 
     Raises:
         FileNotFoundError: the file is neither in the cache nor to be downloaded.

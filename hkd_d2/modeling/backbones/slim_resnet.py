@@ -38,8 +38,8 @@ def build_slim_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     dilation and deformable convolutions are for Detectron2's own builder.
 
     Args:
-        cfg (CfgNode): config of the detector.
-        input_shape (ShapeSpec): channels of the image.
+        cfg: config of the detector.
+        input_shape: channels of the image.
 
     Returns:
         ResNet: res2 to res5, as far as OUT_FEATURES asks, at strides 4 to 32.
@@ -118,7 +118,7 @@ def slice_resnet_state_dict(
     Args:
         full: state dict of ``torchvision.models.resnet<depth>`` with torchvision's names (conv1,
             bn1, layer1.0.conv1, downsample); the classifier is ignored.
-        body (ResNet): the slim body, with batch norms.
+        body: the slim body, with batch norms.
 
     Returns:
         dict[str, Tensor]: a value for each entry of ``body.state_dict()`` but num_batches_tracked.
