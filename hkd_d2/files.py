@@ -5,11 +5,13 @@ import errno
 import os
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # What a training run keeps in its folder, beside its checkpoints.
 OF_A_RUN = ("config.yaml", "last_checkpoint", "metrics.json", "log.txt")
+_MOST_CODE = 1 << 26  # bytes of a program's code, which is compressed
 _ENOUGH = 1 << 20  # bytes; with less a disk is full
 
 
@@ -111,6 +113,29 @@ def files_beside(folder: str | Path) -> Iterator[Path]:
                 "may write to."
             ) from error
         raise
+
+
+def check_archive(path: str | Path) -> None:
+    """Check a zip file of PyTorch before it is read.
+
+    PyTorch writes checksums and does not compare them. It compresses programs' code alone, so an
+    archive that unpacks to far more than its size is made to fill the memory.
+
+    Raises:
+        ValueError: it is damaged, or no archive as PyTorch writes them; a clause says why.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+            if size > os.path.getsize(path) + _MOST_CODE:
+                raise ValueError(f"it unpacks to {size / 1e6:.0f} MB, far more than its size")
+            damaged = archive.testzip()
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile raises many kinds on a damaged file
+        raise ValueError(str(error) or type(error).__name__) from error
+    if damaged:
+        raise ValueError(f"'{damaged}' in it is damaged")
 
 
 def is_of_a_run(folder: str | Path) -> bool:

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import zipfile
 
 import pytest
+import torch
 
 from hkd_d2 import files
 
@@ -102,3 +104,24 @@ def test_a_runs_own_files_are_not_replaced(tmp_path):
         assert (tmp_path / name).read_text() == "the run's" and not (tmp_path / "0").exists()
     files.write_text(tmp_path / "results.json", "new")
     files.write_text(tmp_path / "config.yaml", "the run's own", by_the_run=True)
+
+
+def test_archives_that_pytorch_does_not_write(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.zeros(9)}, path)
+    files.check_archive(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(2**20))
+    files.check_archive(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(2**27))
+    with pytest.raises(ValueError, match="it unpacks to 134 MB, far more than its size"):
+        files.check_archive(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(2**24))
+        archive.filelist *= 9  # entries of one part
+    with pytest.raises(ValueError, match="it unpacks to 151 MB"):
+        files.check_archive(path)
+    path.write_bytes(b"PK\3\4" + bytes(99))
+    with pytest.raises(ValueError, match="not a zip file"):
+        files.check_archive(path)

@@ -64,11 +64,10 @@ def table(configs: Sequence[str], options: Sequence[str]) -> str:
 
 def build(config: str, options: Sequence[str]):
     """Detector and config of the file ``config``; random weights, on the CPU."""
-    from detectron2.modeling import build_model
-
     from hkd_d2.config import load_config, student_config
+    from hkd_d2.modeling.build import build_from_config
 
     options = [*options, "MODEL.DEVICE", "cpu", "HKD.BACKBONE.PRETRAINED", False]
     # The distilled student is its own config's model; the teacher and the terms weigh nothing.
     cfg = student_config(load_config(config, options))
-    return build_model(cfg), cfg
+    return build_from_config(cfg, f"'{config}'"), cfg

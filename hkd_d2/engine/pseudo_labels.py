@@ -5,13 +5,13 @@ import datetime
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.modeling import build_model
 from tqdm import tqdm
 
 from hkd_d2.config import student_config
 from hkd_d2.data.datasets import check_records
 from hkd_d2.data.mapper import PedestrianMapper
 from hkd_d2.data.pseudo_labels import file_sha256, make_pseudo_labels
+from hkd_d2.modeling.build import build_from_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 
 
@@ -49,7 +49,7 @@ def label_images(
     for head in (cfg.MODEL.RETINANET, cfg.MODEL.ROI_HEADS):  # FCOS reads the former
         head.SCORE_THRESH_TEST = score_threshold
     sha256 = file_sha256(weights)
-    model = build_model(cfg).eval()
+    model = build_from_config(cfg, "the teacher").eval()
     StudentCheckpointer(model).load_complete(weights, "the teacher")
     classes = _class_list(cfg, model, classes)
 

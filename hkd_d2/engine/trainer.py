@@ -17,6 +17,7 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.utils import comm
+from torch import nn
 
 from hkd_d2.data.datasets import register_datasets
 from hkd_d2.data.loader import build_train_loader
@@ -28,6 +29,7 @@ from hkd_d2.engine.resumable_loader import resumable
 from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.engine.stopping import StopRequest
 from hkd_d2.evaluation import PedestrianEvaluator
+from hkd_d2.modeling.build import build_from_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
 from hkd_d2.modeling.teacher import load_teacher_config
@@ -144,6 +146,13 @@ class Trainer(DefaultTrainer):
             if frozen:
                 scaled.freeze()
         return scaled
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """As Detectron2's, with one sentence where the config builds none."""
+        model = build_from_config(cfg, "the run")
+        logging.getLogger("detectron2.trainer").info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -23,7 +23,7 @@ from hkd_d2.data.annotation_rules import (
     visible_share,
     whole_number,
 )
-from hkd_d2.data.text_files import read_json
+from hkd_d2.data.text_files import read_json, shown
 from hkd_d2.evaluation.compiled import COMPILED, read_annotations, read_detections
 from hkd_d2.evaluation.protocols import CITYPERSONS, CrowdHumanProtocol, Protocol, select_protocol
 
@@ -309,7 +309,7 @@ def read_truth(
         where = f"{source}: images[{row}]"
         _check_keys(image, ("id",), where)
         if not isinstance(image["id"], Integral):
-            raise ValueError(f"{where} has id {image['id']!r}; make it an integer.")
+            raise ValueError(f"{where} has id {shown(image['id'])}; make it an integer.")
         ids.append(int(image["id"]))
     if not ids:
         raise ValueError(f"{source} lists no images; list all of them, the empty ones too.")
@@ -403,7 +403,7 @@ def _read_column(
             _check_keys(annotations[row], (key,), where)
         value = annotations[row].get(key, 0)
         if not isinstance(value, Real) or not 0 <= value <= sys.float_info.max:
-            raise ValueError(f"{where} has {key} {value!r}; make it a number of 0 or more.")
+            raise ValueError(f"{where} has {key} {shown(value)}; make it a number of 0 or more.")
         values.append(value)
     return np.array(values, dtype=np.float64)
 
@@ -426,7 +426,7 @@ def _image_sizes(images: list[dict[str, Any]], source: str) -> np.ndarray:
         _check_keys(image, ("width", "height"), where)
         sizes[image["id"]] = size = (image["width"], image["height"])
         if not all(is_finite(side) and side > 0 for side in size):
-            raise ValueError(f"{where} has width and height {size}; make them pixels.")
+            raise ValueError(f"{where} has width and height {shown(size)}; make them pixels.")
     return np.array([sizes[image_id] for image_id in sorted(sizes)], dtype=np.float64)
 
 
@@ -462,7 +462,8 @@ def _read_annotations(
         annotation_id = annotation.get("id", -1 - row)
         if not isinstance(annotation_id, Integral) or annotation_id in annotation_ids:
             raise ValueError(
-                f"{where} has id {annotation_id!r}, used twice or not an integer; renumber them."
+                f"{where} has id {shown(annotation_id)}, used twice or not an integer; renumber "
+                "them."
             )
         annotation_ids.add(annotation_id)
         _check_category(annotation["category_id"], where)
@@ -515,7 +516,8 @@ def read_found(
         _check_category(detection["category_id"], where)
         check_box(detection["bbox"], where)
         if not is_finite(detection["score"]):
-            raise ValueError(f"{where} has score {detection['score']!r}; make it a finite number.")
+            score = shown(detection["score"])
+            raise ValueError(f"{where} has score {score}; make it a finite number.")
         if detection["category_id"] == category:
             image.append(truth.image_index[detection["image_id"]])
             box.append(detection["bbox"])
@@ -533,7 +535,7 @@ def read_found(
 
 def _check_keys(row: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where} is {row!r}; make it an object with {', '.join(keys)}.")
+        raise ValueError(f"{where} is {shown(row)}; make it an object with {', '.join(keys)}.")
     for key in keys:
         if key not in row:
             raise ValueError(f"{where} has no {key!r}; add it.")
@@ -541,21 +543,21 @@ def _check_keys(row: Any, keys: tuple[str, ...], where: str) -> None:
 
 def _check_image(image_id: Any, image_index: dict[int, int], where: str, advice: str) -> None:
     if not isinstance(image_id, Real) or image_id not in image_index:
-        raise ValueError(f"{where} lies in image {image_id!r}, which the set lacks; {advice}.")
+        raise ValueError(f"{where} lies in image {shown(image_id)}, which the set lacks; {advice}.")
 
 
 def _check_category(category_id: Any, where: str) -> None:
     if not isinstance(category_id, Real):
-        raise ValueError(f"{where} has category_id {category_id!r}; make it an integer.")
+        raise ValueError(f"{where} has category_id {shown(category_id)}; make it an integer.")
 
 
 def check_box(box: Any, where: str) -> None:
     """Raise ValueError where a box is not [x, y, w, h] with sides of 0 or more."""
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4:
-        raise ValueError(f"{where} has bbox {box!r}; make it four numbers [x, y, w, h].")
+        raise ValueError(f"{where} has bbox {shown(box)}; make it four numbers [x, y, w, h].")
     if not all(map(is_finite, box)):
-        raise ValueError(f"{where} has bbox {box!r}; make its four numbers finite.")
+        raise ValueError(f"{where} has bbox {shown(box)}; make its four numbers finite.")
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
-            f"{where} has a negative width or height in bbox {box!r}; give [x, y, w, h]."
+            f"{where} has a negative width or height in bbox {shown(box)}; give [x, y, w, h]."
         )

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from hkd_d2.data.mat_files import read_mat
+from hkd_d2.data.text_files import shown
 from hkd_d2.evaluation.coco_rows import (
     PEDESTRIAN,
     check_ground_truth,
@@ -151,21 +153,19 @@ def read_mat_cells(path: str | os.PathLike, variable: str) -> list[np.ndarray]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist or is not a file; check the path.")
     try:
-        import scipy.io  # on first use: other files need NumPy alone
+        content = read_mat(path, variable)
+        cells = [
+            np.asarray(cell, dtype=np.float64).reshape(-1, 5) if np.size(cell) else np.zeros((0, 5))
+            for cell in content.ravel()
+        ]
     except ModuleNotFoundError:
         raise ImportError(
             f"{path} is a MATLAB file, which needs SciPy; run 'pip install scipy'."
         ) from None
-    try:
-        content = scipy.io.loadmat(path, variable_names=[variable], appendmat=False)
-        cells = [
-            np.asarray(cell, dtype=np.float64).reshape(-1, 5) if np.size(cell) else np.zeros((0, 5))
-            for cell in content[variable].ravel()
-        ]
     except Exception as error:  # SciPy raises a dozen types on a damaged file
         raise ValueError(
             f"{path} has no cells {variable!r} of rows of five numbers ({type(error).__name__}: "
-            f"{error}); give a file that dbEval wrote, of MATLAB's version 7 or older."
+            f"{shown(str(error))}); give a file that dbEval wrote, of MATLAB's version 7 or older."
         ) from None
     if not cells:
         raise ValueError(f"{path} has no frames; fetch it again.")
@@ -193,8 +193,8 @@ def select_part(
         match = re.search(r"(set\d\d)[/_]V\d\d\d[/_]", name) if isinstance(name, str) else None
         if not match:
             raise ValueError(
-                f"images[{row}] of the ground truth is named {name!r}; day and night are told by "
-                "KAIST's names, such as set06/V000/I00019."
+                f"images[{row}] of the ground truth is named {shown(name)}; day and night are told "
+                "by KAIST's names, such as set06/V000/I00019."
             )
         if (match[1] in _DAY) == (part == "day"):
             images.append(image)

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from hkd_d2.data.annotation_rules import is_finite
-from hkd_d2.data.text_files import parse_json, read_json, read_text
+from hkd_d2.data.text_files import parse_json, read_json, read_text, shown
 from hkd_d2.evaluation.coco_rows import (
     PEDESTRIAN,
     check_box,
@@ -126,7 +126,7 @@ def _check(detections: Detections, ground_truth: GroundTruth, source: str) -> No
     for number, row in enumerate(detections):
         if row["category_id"] != PEDESTRIAN:
             raise ValueError(
-                f"{source}: detection {number} has category_id {row['category_id']!r}; keep "
+                f"{source}: detection {number} has category_id {shown(row['category_id'])}; keep "
                 f"pedestrians alone, category {PEDESTRIAN}."
             )
 
@@ -187,8 +187,8 @@ def _submission_order(test_imgids: str | os.PathLike, ground_truth: GroundTruth)
         frame = _frame(Path(line.strip()).stem)
         if frame not in by_frame:
             raise ValueError(
-                f"{test_imgids}: line {number} names {line.strip()!r}, which the ground truth's "
-                "images lack; use all images of the test set."
+                f"{test_imgids}: line {number} names {shown(line.strip())}, which the ground "
+                "truth's images lack; use all images of the test set."
             )
         order.append(by_frame[frame])
     if len(set(order)) < len(by_frame) or len(order) > len(by_frame):
@@ -227,7 +227,9 @@ def read_caltech(folder: str | os.PathLike, ground_truth: GroundTruth) -> Detect
             try:
                 frame, x, y, w, h, score = map(float, line.replace(",", " ").split())
             except ValueError:
-                raise ValueError(f"{where} is {line!r}; give frame, x, y, w, h, score.") from None
+                raise ValueError(
+                    f"{where} is {shown(line)}; give frame, x, y, w, h, score."
+                ) from None
             box = [x - 1, y - 1, w, h]
             check_box(box, where)
             if not math.isfinite(score):
@@ -271,8 +273,8 @@ def _videos(ground_truth: GroundTruth) -> dict[tuple[str, str], dict[int, int]]:
         match = re.fullmatch(r"(set\d\d)_(V\d\d\d)_I(\d+)", _stem(image))
         if not match:
             raise ValueError(
-                f"images[{row}] of the ground truth is named {_stem(image)!r}; for Caltech's text "
-                "files give names as set06_V000_I00029."
+                f"images[{row}] of the ground truth is named {shown(_stem(image))}; for Caltech's "
+                "text files give names as set06_V000_I00029."
             )
         videos[match[1], match[2]][int(match[3])] = image["id"]
     return videos
@@ -321,7 +323,7 @@ def read_kaist(path: str | os.PathLike, ground_truth: GroundTruth) -> Detections
         try:
             image, x, y, w, h, score = map(float, line.replace(",", " ").split())
         except ValueError:
-            raise ValueError(f"{where} is {line!r}; give image, x, y, w, h, score.") from None
+            raise ValueError(f"{where} is {shown(line)}; give image, x, y, w, h, score.") from None
         box = [x, y, w, h]
         check_box(box, where)
         if not math.isfinite(score):
@@ -359,21 +361,24 @@ def read_crowdhuman(path: str | os.PathLike, ground_truth: GroundTruth) -> Detec
             raise ValueError(f"{where} has no text 'ID' and list 'dtboxes'; export it again.")
         if name not in image_ids:
             raise ValueError(
-                f"{where} is of image {name!r}, which the ground truth lacks; detect on the "
+                f"{where} is of image {shown(name)}, which the ground truth lacks; detect on the "
                 "evaluated images only."
             )
         if name in seen:
-            raise ValueError(f"{where}: the image {name!r} stands twice; write one line an image.")
+            raise ValueError(
+                f"{where}: the image {shown(name)} stands twice; write one line an image."
+            )
         seen.add(name)
         for box_number, row in enumerate(content["dtboxes"]):
             inner = f"{where}: dtboxes[{box_number}]"
             if not isinstance(row, dict) or not {"box", "score"} <= row.keys():
-                raise ValueError(f"{inner} is {row!r}; make it an object with box and score.")
+                raise ValueError(f"{inner} is {shown(row)}; make it an object with box and score.")
             check_box(row["box"], inner)
             if not is_finite(row["score"]):
-                raise ValueError(f"{inner} has score {row['score']!r}; make it a finite number.")
+                score = shown(row["score"])
+                raise ValueError(f"{inner} has score {score}; make it a finite number.")
             if row.get("tag", PEDESTRIAN) != PEDESTRIAN:
-                raise ValueError(f"{inner} has tag {row['tag']!r}; keep persons alone, tag 1.")
+                raise ValueError(f"{inner} has tag {shown(row['tag'])}; keep persons alone, tag 1.")
             detections.append(_detection(image_ids[name], row["box"], row["score"]))
     if not seen:
         raise ValueError(f"{path} is empty; write a line for each image.")

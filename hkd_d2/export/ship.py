@@ -91,7 +91,10 @@ def ship(
         (folder / "config.yaml").write_text(shipped.dump(), encoding="utf-8")
         for form in forms:
             path = write_form(form, model, metadata, folder, Shape(size, batch))
-            verified = verify(reference, _reload(path, reference.batch_size), frames)
+            try:
+                verified = verify(reference, _reload(path, reference.batch_size), frames)
+            except ValueError as error:
+                raise ValueError(f"'{weights}' as {form}: {error}") from error
             files.append(
                 {
                     "file": path.name,

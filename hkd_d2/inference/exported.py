@@ -67,3 +67,37 @@ def check_metadata(path: str | Path, metadata: dict) -> None:
         raise ValueError(
             f"'{path}' does not say how it wants its images; export it with hkd export."
         )
+    wrong = next((k for k, fits in _FITS.items() if k in metadata and not fits(metadata[k])), None)
+    if wrong:
+        raise ValueError(
+            f"'{path}' has metadata that are none of ours, its {wrong} is "
+            f"{repr(metadata[wrong])[:60]}; export it with hkd export."
+        )
+
+
+def _is_list(value, kind):
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, kind) for v in value)
+
+
+def _is_size(value):
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_share(value):
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _is_size_or_free(value):
+    return value is None or _is_size(value)
+
+
+# What each entry of the metadata has to be, of those that are read again.
+_FITS = {
+    "class_names": lambda value: _is_list(value, str),
+    "input_format": lambda value: value in ("RGB", "BGR"),
+    "pixel_mean": lambda value: _is_list(value, (int, float)) and len(value) == 3,
+    **dict.fromkeys(("min_size", "max_size", "max_detections"), _is_size),
+    **dict.fromkeys(("score_threshold", "nms_threshold"), _is_share),
+    **dict.fromkeys(("height", "width", "batch"), _is_size_or_free),
+    "smallest": lambda value: type(value) is int and value >= 0,
+}

@@ -43,7 +43,7 @@ class OnnxDetector(ExportedDetector):
         threads: int | None = None,
     ):
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised as well
+        options.log_severity_level = 4  # fatal; errors are raised as well
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

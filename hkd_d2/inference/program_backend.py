@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torchvision  # noqa: F401  registers torchvision::nms and torchvision::roi_align
 
+from hkd_d2.files import check_archive
 from hkd_d2.inference.exported import ExportedDetector, check_metadata
 
 # Where the metadata stand inside either file, as JSON.
@@ -60,12 +61,11 @@ def load_program(path: Path) -> tuple[Callable, dict]:
         ValueError: a damaged file, or one that this project did not write.
     """
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"'{damaged}' in it is damaged")
             name = next((n for n in archive.namelist() if n.endswith(f"/{METADATA_FILE}")), None)
             metadata = json.loads(archive.read(name)) if name else {}
-    except (zipfile.BadZipFile, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     check_metadata(path, metadata)
     try:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from torch import nn
 
 from hkd_d2 import __version__
@@ -18,6 +17,7 @@ from hkd_d2.config import load_mentioned_config, student_config
 from hkd_d2.configuration.merge import merge_options
 from hkd_d2.devices import check_device
 from hkd_d2.inference.detector import Detector, check_thresholds
+from hkd_d2.modeling.build import build_from_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, weights_sha256
 from hkd_d2.modeling.families import check_detector
 
@@ -83,9 +83,9 @@ def build_detector(
             head.SCORE_THRESH_TEST = float(score_threshold)
         if nms_threshold is not None:
             head.NMS_THRESH_TEST = float(nms_threshold)
-    model = build_model(cfg).eval().requires_grad_(False)
-    check_detector(model, "detector")
     owner = config_file or Path(weights).parent / "config.yaml"
+    model = build_from_config(cfg, f"'{owner}'").eval().requires_grad_(False)
+    check_detector(model, "detector")
     StudentCheckpointer(model).load_complete(str(weights), str(owner))
     return model, describe(cfg, model, class_names)
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hkd_d2.files import write_text, written_beside
+from hkd_d2.files import check_archive, write_text, written_beside
 
 
 class StudentCheckpointer(DetectionCheckpointer):
@@ -138,6 +138,13 @@ class StudentCheckpointer(DetectionCheckpointer):
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume from, whole or not."""
         return bool(self.candidates())
+
+    def get_checkpoint_file(self) -> str:
+        """The file that ``last_checkpoint`` names, there or not; "" without it."""
+        marker = Path(self.save_dir, "last_checkpoint")
+        if not marker.is_file():
+            return ""
+        return os.path.join(self.save_dir, marker.read_text("utf-8", errors="replace").strip())
 
     def candidates(self) -> list[str]:
         """Files to resume from: the one that ``last_checkpoint`` names, then the others, last
@@ -386,9 +393,7 @@ def _form_of_optimizer(state):
 
 def _read_torch(path):
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # PyTorch writes checksums and does not compare them
-            if damaged := archive.testzip():
-                raise pickle.UnpicklingError(f"'{damaged}' in it is damaged")
+        check_archive(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
 from hkd_d2.configuration.files import find_config
@@ -12,6 +11,7 @@ from hkd_d2.configuration.keys import load_mentioned_config
 from hkd_d2.distillation.detector_pass import DenseOutputs, DetectorPass
 from hkd_d2.distillation.term import reused_convs
 from hkd_d2.modeling import one_stage
+from hkd_d2.modeling.build import build_from_config
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
 from hkd_d2.modeling.families import check_detector, detector_spec, family_of
 
@@ -71,7 +71,7 @@ class Teacher:
         teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
         # Named before building, so that no ImageNet weights are fetched for a trained teacher.
         teacher_cfg.MODEL.WEIGHTS = node.WEIGHTS
-        model = build_model(teacher_cfg)
+        model = build_from_config(teacher_cfg, f"the teacher, '{node.CONFIG_FILE}',")
         load_teacher_weights(model, node.WEIGHTS, node.CONFIG_FILE)
         return cls(
             model,

@@ -5,7 +5,7 @@ import pytest
 
 from helpers.rules import rule
 from hkd_d2.data.images import resize
-from hkd_d2.inference.exported import ExportedDetector
+from hkd_d2.inference.exported import ExportedDetector, check_metadata
 
 pytestmark = rule("A file of a fixed size takes pictures of any proportions")
 
@@ -91,3 +91,32 @@ def test_a_free_size_fills_nothing_up():
     detector = Boxes([[0, 0, 10, 10]], height=None, width=None)
     detector.detect([noise(90, 180)])
     assert detector.seen[0].shape == (1, 3, 45, 90) and detector.input_shape(90, 180) == (45, 90)
+
+
+@pytest.mark.parametrize(
+    "entry, value",
+    [
+        *(("class_names", value) for value in ("text", [], [1], None)),
+        *(("pixel_mean", value) for value in ([1, 2], "abc", [1, 2, "3"], None)),
+        *(("min_size", value) for value in (0, -1, "3", 2.5, [3], True)),
+        *(("score_threshold", value) for value in (float("nan"), 2, "0.5", None)),
+        *(("height", value) for value in (0, "64", [64])),
+        ("input_format", ["RGB"]),
+        ("smallest", None),
+    ],
+)
+def test_metadata_of_another_kind(entry, value):
+    whole = {
+        "class_names": ["pedestrian"],
+        "input_format": "BGR",
+        "pixel_mean": [1, 2.5, 3],
+        "min_size": 64,
+        "max_size": 96,
+        "score_threshold": 0.05,
+        "height": None,
+        "width": None,
+        "batch": 1,
+    }
+    check_metadata("a.onnx", whole)
+    with pytest.raises(ValueError, match=f"'a.onnx' has metadata .* its {entry} is"):
+        check_metadata("a.onnx", whole | {entry: value})

@@ -137,3 +137,13 @@ def test_weights_alone_cannot_be_resumed(tmp_path):
     torch.save({**read_checkpoint(tmp_path / "model.pth"), "trainer": 3}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match="no state of an optimizer"):
         Run().checkpointer(tmp_path).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xac", b"", b"nothing.pth", b"a\0b", b"../x\n"])
+def test_a_damaged_marker_of_the_last_checkpoint(tmp_path, marker):
+    """The others are looked for in its place."""
+    Run().checkpointer(tmp_path).save("model_0000009")
+    (tmp_path / "last_checkpoint").write_bytes(marker)
+    checkpointer = Run().checkpointer(tmp_path)
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.resumed

@@ -23,7 +23,6 @@ import os
 import re
 import sys
 
-import scipy.io
 from tqdm import tqdm
 
 from hkd_d2.data.cache import cached_records
@@ -31,6 +30,7 @@ from hkd_d2.data.datasets.bbgt import labelled_annotation, read_bbgt, visible_sh
 from hkd_d2.data.datasets.formats import folder_format
 from hkd_d2.data.datasets.norpix import NorpixSequence
 from hkd_d2.data.datasets.records import check_images_exist, check_split, visible_ratio
+from hkd_d2.data.mat_files import read_mat
 from hkd_d2.data.text_files import shown
 
 # Old annotations: the sets and which frames. New ones: their folder; the last split has the same
@@ -154,7 +154,7 @@ def read_vbb(path: str) -> list[list[tuple[str, list[float], list[float], str]]]
         ValueError: no .vbb file, for example because it is truncated, or a malformed row.
     """
     try:
-        content = scipy.io.loadmat(path, variable_names=["A"], appendmat=False)["A"][0, 0]
+        content = read_mat(path, "A")[0, 0]
         length = int(content["nFrame"][0, 0])
         labels = [str(v[0]) if v.size else "" for v in content["objLbl"].ravel()]
         frames = content["objLists"].ravel()

@@ -20,8 +20,6 @@ import glob
 import logging
 import os
 
-import scipy.io
-
 from hkd_d2.data.cache import cached_records
 from hkd_d2.data.datasets import coco
 from hkd_d2.data.datasets.formats import folder_format
@@ -31,6 +29,7 @@ from hkd_d2.data.datasets.records import (
     make_annotation,
     visible_ratio,
 )
+from hkd_d2.data.mat_files import read_mat
 from hkd_d2.data.text_files import read_json, shown
 
 SPLITS = ("train", "val")
@@ -208,7 +207,7 @@ def _read_mat(root: str, split: str) -> list[dict]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; check the path.")
     try:
-        cells = scipy.io.loadmat(path, variable_names=[variable])[variable]
+        cells = read_mat(path, variable)
         # tolist gives Python's numbers: the file stores each image's rows in the smallest integer
         # type that holds them, in which the area of a box overflows.
         images = [
