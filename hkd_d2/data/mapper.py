@@ -148,7 +148,7 @@ class PedestrianMapper(DatasetMapper):
                 f"The image '{path}' of {size[1]}x{size[0]} pixels cannot be resized or cropped "
                 f"({error}); cut or remove it, or change INPUT."
             ) from error
-        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        record["image"] = torch.as_tensor(np.array(seen.image.transpose(2, 0, 1), order="C"))
         if not self.is_train:
             record.pop("annotations", None)
         elif "annotations" in record:

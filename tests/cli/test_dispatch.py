@@ -255,10 +255,12 @@ def test_info_says_what_is_compiled(capsys):
 
 def test_json_of_score_through_the_entry_point(tmp_path, capsys):
     """The command's own exit code and output come through."""
-    rows = {"images": [{"id": i} for i in range(10)], "annotations": []}
+    rows = {"images": [{"id": i} for i in range(10)]}
+    missed = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 40, 100], "height": 100}
+    rows["annotations"] = [missed | {"vis_ratio": 1, "ignore": 0}]
     rows["categories"] = [{"id": 1, "name": "pedestrian"}]
     (tmp_path / "gt.json").write_text(json.dumps(rows))
     (tmp_path / "found.json").write_text("[]")
     files = [str(tmp_path / "gt.json"), str(tmp_path / "found.json")]
     assert main(["score", *files, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["Reasonable"] == -100
+    assert json.loads(capsys.readouterr().out)["Reasonable"] == 100
