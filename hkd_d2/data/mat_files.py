@@ -8,7 +8,8 @@ from typing import Any
 # The largest published annotations unpack to a tenth of it.
 MAX_BYTES = 2**28
 _HEADER, _TAG, _COMPRESSED = 128, 8, 15
-_CHUNK = 2**16
+_CHUNK, _MATRIX, _MAX_DEPTH = 2**16, 14, 50
+_KINDS = (*range(1, 8), 9, *range(12, 19))  # of elements, as the format numbers them
 
 
 def read_mat(path: str | os.PathLike, variable: str) -> Any:
@@ -22,7 +23,43 @@ def read_mat(path: str | os.PathLike, variable: str) -> Any:
 
     if unpacked_size(path) > MAX_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+    check_structure(path)
     return scipy.io.loadmat(path, variable_names=[variable], appendmat=False)[variable]
+
+
+def check_structure(path: str | os.PathLike) -> None:
+    """Check that the elements of a file of version 5 to 7 fill it and each other.
+
+    SciPy trusts them: of a file in which a piece is missing it may end the process.
+
+    Raises:
+        ValueError: an element of no known type, or one that ends beyond its parent.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    order = {b"IM": "<", b"MI": ">"}.get(content[_HEADER - 2 : _HEADER])
+    if order:
+        _check_elements(memoryview(content)[_HEADER:], struct.Struct(f"{order}2I"), 0)
+
+
+def _check_elements(content: memoryview, tag: struct.Struct, depth: int) -> None:
+    place = 0
+    while place < len(content):
+        if depth > _MAX_DEPTH or len(content) - place < _TAG:
+            raise ValueError("its elements do not fit into each other")
+        kind, size = tag.unpack_from(content, place)
+        small = kind >> 16  # size and up to four bytes stand inside the tag
+        if small:
+            kind &= 0xFFFF
+        end = place + _TAG if small else place + _TAG + size
+        if kind not in _KINDS or small > 4 or end > len(content):
+            raise ValueError("its elements do not fit into each other")
+        if kind == _COMPRESSED:
+            inner = zlib.decompressobj().decompress(content[place + _TAG : end], MAX_BYTES)
+            _check_elements(memoryview(inner), tag, depth + 1)
+        elif kind == _MATRIX and not small:
+            _check_elements(content[place + _TAG : end], tag, depth + 1)
+        place = end if kind == _COMPRESSED else end + -end % 8
 
 
 def unpacked_size(path: str | os.PathLike) -> int:

@@ -75,7 +75,7 @@ def read_metadata(properties: dict[str, str]) -> dict:
     for key, value in properties.items():
         try:
             metadata[key] = value if key in PLAIN else json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested without end
             continue
     return metadata
 

@@ -6,7 +6,6 @@ In each case one file of a command line is changed at random, in a fresh copy of
 import contextlib
 import faulthandler
 import io
-import logging
 import os
 import random
 import re
@@ -21,9 +20,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
-from helpers.command import environment
+from helpers.command import environment, forget_loggers
 from helpers.fuzz_site import DOORS, mutate_file, write_site
 from helpers.rules import rule
 from hkd_d2.cli.dispatch import main
@@ -89,11 +87,7 @@ def run(words: list[str]) -> Outcome:
             MetadataCatalog.pop(name, None)
         for folder in ("new", "run"):
             unlock(folder)
-        setup_logger.cache_clear()
-        for name in ("detectron2", "fvcore", "hkd_d2"):
-            for handler in list(logging.getLogger(name).handlers):
-                logging.getLogger(name).removeHandler(handler)
-                handler.close()
+        forget_loggers()
     return Outcome(code, out.getvalue(), "".join(f"{w}\n" for w in warned) + "".join(err))
 
 

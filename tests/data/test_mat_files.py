@@ -1,5 +1,7 @@
 """MATLAB files that unpack to more than they may."""
 
+import zlib
+
 import numpy as np
 import pytest
 import scipy.io
@@ -30,3 +32,19 @@ def test_counting_ends_at_the_bound(tmp_path, monkeypatch):
     assert 2**20 < mat_files.unpacked_size(path) <= 2**20 + 2**16
     path.write_bytes(path.read_bytes()[:5000])
     mat_files.unpacked_size(path)  # of a damaged file whatever could be unpacked
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_piece_is_missing(tmp_path, compressed):
+    """SciPy itself ends the process on some of these."""
+    path = tmp_path / "a.mat"
+    cells = np.empty((1, 9), dtype=object)
+    cells[0, :] = [np.zeros((0, 0)) if i % 2 else np.ones((1, 4)) for i in range(9)]
+    scipy.io.savemat(path, {"a": {"cells": cells, "text": "abc"}}, do_compression=compressed)
+    whole = path.read_bytes()
+    mat_files.check_structure(path)
+    mat_files.read_mat(path, "a")
+    for start in range(136, len(whole) - 44, 8):
+        path.write_bytes(whole[:start] + whole[start + 44 :])
+        with pytest.raises((ValueError, zlib.error)):
+            mat_files.check_structure(path)

@@ -1,5 +1,6 @@
 """Commands of the project, each in a process of its own."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -45,3 +46,15 @@ def run_code(code: str, *arguments: object, **options) -> subprocess.CompletedPr
 def hkd(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run ``hkd`` as ``python -m hkd_d2``; the options are those of :func:`run_python`."""
     return run_python("-m", "hkd_d2", *arguments, **options)
+
+
+def forget_loggers() -> None:
+    """Remove what a command that ran in this process has set up, which writes to its streams."""
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "hkd_d2"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
