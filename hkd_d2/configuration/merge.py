@@ -184,6 +184,12 @@ def merge_options(cfg: CfgNode, options: Sequence) -> None:
 
 
 def _assign(node: CfgNode, key: str, value: object, full: str, place: str, root: CfgNode) -> None:
+    if key in node or node.is_new_allowed():
+        if not _lists_are_plain(value if isinstance(value, Section) else _decoded(value)):
+            raise ValueError(
+                f"{full} is {_shown(value)} ({place}); put only text, numbers, True, False and "
+                "lists of these into a list."
+            )
     if key in node:
         node[key] = _fitting(value, node[key], full, place)
     elif node.is_new_allowed():
@@ -201,6 +207,19 @@ def _decoded(value: object) -> object:
         return CfgNode._decode_cfg_value(value)
     except (TypeError, RecursionError, MemoryError):
         return value
+
+
+def _lists_are_plain(value: object) -> bool:
+    """Whether a value's lists can be written to a config file and read from it."""
+    if isinstance(value, dict):
+        return all(map(_lists_are_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(
+            isinstance(item, (str, int, float))
+            or (isinstance(item, (list, tuple)) and _lists_are_plain(item))
+            for item in value
+        )
+    return True
 
 
 KINDS = {

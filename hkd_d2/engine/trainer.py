@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -110,6 +111,18 @@ class Trainer(DefaultTrainer):
             super().train()
         # DefaultTrainer returns results only where the config says what to expect.
         return getattr(self, "_last_eval_results", None)
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # Detectron2's, before the optimizer's step
+            found = re.findall(r"'([^']+)': (?:np\.\w+\()?(-?(?:nan|inf))", str(error))
+            losses = ", ".join(f"{name} {value}" for name, value in found)
+            raise ValueError(
+                f"The losses are not finite at iteration {self.iter} "
+                f"({losses or str(error).splitlines()[0]}); go on from the last checkpoint with "
+                "--resume, or start anew, with a smaller SOLVER.BASE_LR."
+            ) from error
 
     def build_hooks(self):
         """Detectron2's, but for :class:`Checkpoints` and an evaluation that draws nothing from the

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -198,6 +199,12 @@ class StudentCheckpointer(DetectionCheckpointer):
         for last in files:
             try:
                 content = read_checkpoint(last)
+                name = _not_finite(content)
+                if name is not None:
+                    raise ValueError(
+                        f"'{name}' in '{last}' is not finite; delete that file, and lower "
+                        "SOLVER.BASE_LR if the run diverged."
+                    )
             except (ValueError, FileNotFoundError) as error:
                 damaged.append(str(error))
                 continue
@@ -308,7 +315,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             raise pickle.UnpicklingError("it has no weights")
         strange = next((k for k, v in model.items() if not _is_weight(k, v)), None)
         if strange is not None:
-            raise pickle.UnpicklingError(f"'{strange}' in it is no tensor")
+            raise pickle.UnpicklingError(f"'{strange}' in it is no tensor of real numbers")
         return content
     except (torch.OutOfMemoryError, MemoryError, ImportError):
         raise
@@ -328,22 +335,29 @@ def _broadcast(value):
     return box[0]
 
 
-def check_finite(content: object, name: str = "") -> None:
-    """Check every tensor of a checkpoint.
+def check_finite(content: object) -> None:
+    """Check every tensor of a checkpoint that is to be written.
 
     Raises:
         ValueError: names the first one with a value that is not finite.
     """
+    name = _not_finite(content)
+    if name is not None:
+        raise ValueError(
+            f"'{name}' is not finite, so no checkpoint is written; go on from the last one "
+            "with --resume and a smaller SOLVER.BASE_LR, and see in metrics.json which loss "
+            "diverges."
+        )
+
+
+def _not_finite(content, name=""):
+    """Name of the first tensor with a value that is not finite, or None."""
     if isinstance(content, dict):
-        for key, value in content.items():
-            check_finite(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(content, torch.Tensor) and content.is_floating_point():
-        if not bool(torch.isfinite(content).all()):
-            raise ValueError(
-                f"'{name}' is not finite, so no checkpoint is written; go on from the last one "
-                "with --resume and a smaller SOLVER.BASE_LR, and see in metrics.json which loss "
-                "diverges."
-            )
+        found = (_not_finite(v, f"{name}.{k}" if name else str(k)) for k, v in content.items())
+        return next((inner for inner in found if inner is not None), None)
+    if not isinstance(content, torch.Tensor) or content.layout != torch.strided:
+        return None
+    return None if bool(torch.isfinite(content).all()) else name
 
 
 class _HashedFile:
@@ -379,7 +393,11 @@ def _write(content, path):
 
 
 def _is_weight(key, value):
-    return isinstance(key, str) and isinstance(value, (torch.Tensor, np.ndarray))
+    if isinstance(value, torch.Tensor):
+        real = value.layout == torch.strided and not value.is_complex()
+    else:
+        real = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    return isinstance(key, str) and real
 
 
 def _term_names(state):
@@ -394,7 +412,9 @@ def _form_of_optimizer(state):
 def _read_torch(path):
     if zipfile.is_zipfile(path):
         check_archive(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # sparse tensors, of which it warns, are refused
+        warnings.filterwarnings("ignore", "Validating sparse tensor", UserWarning)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
     return content if "model" in content else {"model": content}

@@ -138,3 +138,11 @@ def test_published_lengths():
         total, half = sum(halves), sum(halves.values())
         counts = [module.PUBLISHED[split]["images"] for split in module.SPLITS]
         assert counts == [total, half, total - half]
+
+
+def test_another_image_folder_in_the_info(tmp_path):
+    write_mot(tmp_path, "MOT17-02-SDP", 2, [(1, 1, 1, 1, 9, 9, 1, 1, 1)])
+    path = tmp_path / "train" / "MOT17-02-SDP" / "seqinfo.ini"
+    path.write_text(path.read_text().replace("imDir=img1", "imDir=img-1"))
+    with pytest.raises(FileNotFoundError, match="seqinfo.ini: 2 of 2 .*MOT17-02-SDP/img-1/"):
+        load_mot17(str(tmp_path), "train")

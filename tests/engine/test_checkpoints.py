@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.rules import rule
 from helpers.runs import resumed_copy, same_end, train
-from helpers.small_detectors import small_config
+from helpers.small_detectors import one_stage_config, small_config
 from hkd_d2.modeling import checkpoint
 from hkd_d2.modeling.checkpoint import StudentCheckpointer, read_checkpoint
 
@@ -105,6 +105,30 @@ def test_no_checkpoint_holds_a_nan(value, tmp_path):
     with pytest.raises(ValueError, match="'model.weight' is not finite"):
         checkpointer.save("model_0000002")
     assert {p.name for p in tmp_path.iterdir()} == {"model_0000001.pth", "last_checkpoint"}
+
+
+def test_no_run_goes_on_from_a_nan(tmp_path, caplog):
+    model = nn.Linear(3, 3)
+    checkpointer = StudentCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0000001")
+    bad = tmp_path / "model_0000002.pth"
+    torch.save({"model": {"weight": torch.full((3, 3), torch.nan), "bias": torch.ones(3)}}, bad)
+    (tmp_path / "last_checkpoint").write_text(bad.name)
+    checkpointer.resume_or_load("", resume=True)
+    assert "'model.weight' in" in caplog.text and "model_0000002.pth' is not finite" in caplog.text
+    (tmp_path / "model_0000001.pth").unlink()
+    with pytest.raises(ValueError, match="no whole checkpoint.*'model.weight' in .* not finite"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("losses", ["loss_cls nan", "Predicted boxes or scores contain"])
+def test_a_run_that_diverges(losses, tmp_path):
+    one_stage = losses.startswith("loss")
+    cfg = one_stage_config("IgnoreAwareRetinaNet") if one_stage else small_config()
+    cfg = with_pictures(cfg, tmp_path)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 9, 1e30, 0
+    with pytest.raises(ValueError, match=rf"not finite at iteration \d+ \(.*{losses}.*BASE_LR"):
+        train(cfg, tmp_path / "run")
 
 
 class FullDisk(checkpoint._HashedFile):

@@ -147,3 +147,13 @@ def test_a_damaged_marker_of_the_last_checkpoint(tmp_path, marker):
     checkpointer = Run().checkpointer(tmp_path)
     checkpointer.resume_or_load("", resume=True)
     assert checkpointer.resumed
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_a_tensor_that_no_detector_has(kind, tmp_path):
+    path = tmp_path / "model.pth"
+    value = torch.eye(3).to_sparse() if kind == "sparse" else torch.ones(3, dtype=torch.complex64)
+    torch.save({"model": {"weight": value}}, path)
+    with pytest.raises(ValueError, match="model.pth' .*'weight' in it is no tensor of real"):
+        read_checkpoint(path)

@@ -61,7 +61,8 @@ def load_mot(
         lambda: _read_sequences(folders, split, distractors),
     )
     if check_images:
-        check_images_exist(records, os.path.join(root, "train"))
+        # The sequence is that of the image which the message names.
+        check_images_exist(records, _info_path(os.path.join(root, "train", "*")))
     return records
 
 
