@@ -1,12 +1,13 @@
 """Checkpoints of a run, complete enough that a resumed run ends like an uninterrupted one."""
 
 import logging
+import math
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from hkd_d2.engine.random_state import random_state, set_random_state
+from hkd_d2.engine.random_state import check_random_state, random_state, set_random_state
 from hkd_d2.engine.resumable_loader import ResumableLoader, position
 from hkd_d2.engine.stopping import StopRequest
 from hkd_d2.modeling.checkpoint import StudentCheckpointer
@@ -84,8 +85,18 @@ def load_process_state(step: object, states: list[dict]) -> None:
     Where the run goes on with another number of processes or workers or other images, its images
     and draws cannot be those of an uninterrupted run; one warning says so, and it goes on from the
     same place of the data.
+
+    Raises:
+        ValueError, TypeError, LookupError, ...: the states are damaged.
     """
     model, loader = getattr(step.model, "module", step.model), step.data_loader
+    for state in states:
+        check_random_state(state["random"])
+        for name, value in state["running_means"].items():
+            if not (isinstance(value, float) and 0 < value < math.inf):
+                raise ValueError(f"the running mean of '{name}' is {value!r}")
+        if isinstance(loader, ResumableLoader) and state["loader"] is not None:
+            loader.check_state(state["loader"])
     rank, processes = comm.get_rank(), comm.get_world_size()
     state = states[rank if rank < len(states) else 0]
     modules = dict(model.named_modules())

@@ -25,10 +25,22 @@ def set_random_state(state: dict) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, *rest = state["numpy"]
+    if not (type(rest[0]) is int and 0 <= rest[0] <= len(keys)):  # NumPy would read beyond them
+        raise ValueError("NumPy's random state has no such position")
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(_tensor(state["torch"]))
     if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(_tensor(state["cuda"]))
+
+
+def check_random_state(state: dict) -> None:
+    """Raise, as Python, NumPy and PyTorch do, unless ``state`` can be set; nothing is changed."""
+    before = random_state()
+    try:
+        set_random_state(state)
+        random.gauss(0, 1), np.random.standard_normal()
+    finally:
+        set_random_state(before)
 
 
 def _tensor(content):

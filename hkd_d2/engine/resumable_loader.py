@@ -14,7 +14,7 @@ from detectron2.data.build import worker_init_reset_seed
 from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
-from hkd_d2.engine.random_state import random_state, set_random_state
+from hkd_d2.engine.random_state import check_random_state, random_state, set_random_state
 from hkd_d2.modeling.meta_arch import forked_random_state
 
 logger = logging.getLogger(__name__)
@@ -178,6 +178,32 @@ class ResumableLoader:
         self.done, self.states = list(state["done"]), list(state["states"])
         self._buckets = tuple([(Stamp(*row), None) for row in b] for b in state["waiting"])
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise unless ``state`` is one of a loader such as this, of any number of workers."""
+        form, done, base_seed = state["form"], state["done"], state["base_seed"]
+        workers = max(form["workers"], 1)
+        fits = [
+            {key: type(value) for key, value in form.items()}
+            == {key: type(value) for key, value in self._form().items()},
+            len(done) == len(state["states"]) == workers and len(state["waiting"]) == 2,
+            all(type(n) is int and 0 <= n < 2**40 for n in done),
+            type(state["turn"]) is int and 0 <= state["turn"] < workers,
+            type(base_seed) is int and 0 <= base_seed < 2**63
+            if any(done) or base_seed is not None
+            else True,
+        ]
+        if not all(fits):
+            raise ValueError("the loader's position is of another form")
+        for worker, random in enumerate(state["states"]):
+            if random is not None or (form["workers"] and done[worker]):
+                check_random_state(random)
+        for stamp in (Stamp(*row) for bucket in state["waiting"] for row in bucket):
+            if stamp.worker not in range(workers) or stamp.index not in range(form["images"]):
+                raise ValueError("the loader's waiting images are of another form")
+            if stamp.state is not None:
+                check_random_state(stamp.state)
+        check_sampler_state(self.stream.sampler, state["sampler"])
+
     def skip(self, samples: int, sampler: dict) -> None:
         """Leave out this process's first ``samples``, of the shuffles of a saved sampler."""
         load_sampler_state(self.stream.sampler, sampler)
@@ -220,3 +246,19 @@ def load_sampler_state(sampler: Sampler, state: dict[str, Any]) -> None:
             load_sampler_state(getattr(sampler, name), value)
         else:
             setattr(sampler, name, value)
+
+
+def check_sampler_state(sampler: Sampler, state: dict[str, Any]) -> None:
+    """Raise unless ``state`` has what :func:`sampler_state` has of ``sampler``, in its types."""
+    ours = sampler_state(sampler)
+    if ours.keys() != state.keys():
+        raise ValueError("the sampler's state has other parts")
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            check_sampler_state(getattr(sampler, name), state[name])
+        elif type(value) is not type(state[name]):
+            raise ValueError(f"the sampler's '{name}' is of another form")
+        elif isinstance(value, int):
+            torch.Generator().manual_seed(state[name])
+        elif isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+            raise ValueError(f"the sampler's '{name}' is of another form")

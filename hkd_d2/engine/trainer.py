@@ -31,7 +31,7 @@ from hkd_d2.engine.solver import build_optimizer
 from hkd_d2.engine.stopping import StopRequest
 from hkd_d2.evaluation import PedestrianEvaluator
 from hkd_d2.modeling.build import build_from_config
-from hkd_d2.modeling.checkpoint import StudentCheckpointer
+from hkd_d2.modeling.checkpoint import StudentCheckpointer, state_of
 from hkd_d2.modeling.meta_arch import HKDDetector, forked_random_state
 from hkd_d2.modeling.teacher import load_teacher_config
 
@@ -91,13 +91,17 @@ class Trainer(DefaultTrainer):
         if self.checkpointer.resumed:
             self.start_iter = self.iter + 1  # the file has the iteration that was done
             if PROCESSES in content:
-                load_process_state(self._trainer, content[PROCESSES])
+                on_all_processes(lambda: self._load_process_state(content[PROCESSES]))
             else:
                 logger.warning(
                     "The checkpoint has no random states and no place in the data: from here on "
                     "images and draws are not those of an uninterrupted run."
                 )
         check_agreement(self.start_iter, self.model, self.cfg)
+
+    def _load_process_state(self, states):
+        with state_of("the processes", self.checkpointer.resumed_file):
+            load_process_state(self._trainer, states)
 
     def train(self):
         # TorchScript optimises the focal loss after its first call, which rounds otherwise then; a

@@ -1,11 +1,14 @@
 """Read and write checkpoints: a student's file is a plain Detectron2 checkpoint of the student."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
+import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -40,6 +43,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             model = model.student
         super().__init__(model, save_dir, **checkpointables)
         self.resumed = False  # whether resume_or_load has found something
+        self.resumed_file = ""  # and the file
 
     def load(self, path, *args, **kwargs):
         """Load as Detectron2 does.
@@ -189,8 +193,10 @@ class StudentCheckpointer(DetectionCheckpointer):
             raise ValueError(sentence)
         if sentence:
             self.logger.warning(sentence)
-        self._check_resumable(last, content)
-        return self._load_content(content)
+        self.resumed_file = last
+        with state_of("the run", last, admitted=(ValueError,)):
+            self._check_resumable(last, content)
+        return self._load_content(last, content)
 
     def _last_whole(self) -> tuple[str, dict | None, str] | None:
         """The last whole checkpoint of the folder: its path, what is in it, and a sentence where
@@ -214,13 +220,14 @@ class StudentCheckpointer(DetectionCheckpointer):
         sentence = f"'{self.save_dir}' has no whole checkpoint to resume from: {damaged[0]}"
         return files[0], None, sentence
 
-    def _load_content(self, content):
+    def _load_content(self, path, content):
         """As :meth:`load`, of a file that was read."""
         incompatible = self._load_model(content)
         self._log_incompatible_keys(incompatible)
         for key, part in self.checkpointables.items():
             if key in content:
-                part.load_state_dict(content.pop(key))
+                with state_of({"hkd": "the terms"}.get(key, f"the {key}"), path):
+                    part.load_state_dict(content.pop(key))
         return content
 
     def _check_resumable(self, path: str, content: dict) -> None:
@@ -273,6 +280,12 @@ class StudentCheckpointer(DetectionCheckpointer):
                 "set HKD.SOLVER.OPTIMIZER, MODEL.BACKBONE.FREEZE_AT and HKD.TERMS as in that "
                 "run's config.yaml",
             )
+        ours, theirs = trainer.state_dict(), content["trainer"]
+        if "grad_scaler" in ours["_trainer"] and "grad_scaler" not in theirs["_trainer"]:
+            refuse("was written without mixed precision", "set SOLVER.AMP.ENABLED to False")
+        with state_of("the trainer", path):
+            _check_form(theirs, ours, "trainer")
+            _check_optimizer_state(theirs["_trainer"]["optimizer"]["state"], optimizer)
 
     def _load_file(self, filename):
         content = read_checkpoint(filename)
@@ -327,6 +340,81 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             f"'{path}' cannot be read as a checkpoint ({reason}); give a file that Detectron2 or "
             "this project wrote, or fetch it again."
         ) from error
+
+
+@contextlib.contextmanager
+def state_of(owner: str, path: str, admitted: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a damaged state from a file raises into one sentence.
+
+    Args:
+        owner: of the state, for the sentence.
+        path: of the checkpoint.
+        admitted: exceptions that are sentences already.
+
+    Raises:
+        ValueError: the state is damaged.
+    """
+    try:
+        yield
+    except admitted:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"'{path}' has a damaged state of {owner} ({reason}); delete the file to go on from an "
+            "earlier checkpoint, or start from it with MODEL.WEIGHTS and another OUTPUT_DIR."
+        ) from error
+
+
+def _check_form(found, wanted, name):
+    """Compare the types in a trainer's state with those of this run's; raise where they differ."""
+    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if isinstance(wanted, dict):
+        fits = isinstance(found, dict) and wanted.keys() <= found.keys()
+    elif isinstance(wanted, (list, tuple)):
+        fits = isinstance(found, (list, tuple)) and len(found) == len(wanted)
+    elif wanted is None or isinstance(wanted, bool):
+        fits = found is None or isinstance(found, (bool, int, float))
+    elif name.endswith((".iteration", ".last_epoch")):
+        fits = plain and isinstance(found, int) and 0 <= found < 2**31
+    elif isinstance(wanted, (int, float)):
+        fits = plain and abs(found) <= sys.float_info.max
+    else:
+        fits = isinstance(found, type(wanted))
+    if not fits:
+        raise ValueError(f"{name} is of another form")
+    if isinstance(wanted, dict):
+        for key, value in wanted.items():
+            _check_form(found[key], value, f"{name}.{key}")
+    elif isinstance(wanted, (list, tuple)):
+        for i, value in enumerate(wanted):
+            _check_form(found[i], value, f"{name}.{i}")
+
+
+def _check_optimizer_state(state, optimizer):
+    """Raise unless ``state`` has for parameters, by number, tensors of their shape or numbers."""
+    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    names = {frozenset(values) for values in state.values()}
+    if len(names) > 1 or not set(state) <= set(range(len(shapes))):
+        raise ValueError("the optimizer's state is not that of its parameters")
+    for number, values in state.items():
+        for name, value in values.items():
+            tensor = isinstance(value, torch.Tensor)
+            if tensor and value.layout == torch.strided and value.is_floating_point():
+                fits = value.shape in (shapes[number], torch.Size())
+            else:
+                fits = not tensor and (value is None or type(value) in (int, float))
+            if not fits:
+                raise ValueError(f"'{name}' of parameter {number} is of another form")
 
 
 def _broadcast(value):

@@ -131,6 +131,47 @@ def test_a_run_that_diverges(losses, tmp_path):
         train(cfg, tmp_path / "run")
 
 
+PROCESS, STEP = ("processes", 0), ("trainer", "_trainer")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "owner"),
+    [
+        (("processes",), [], "processes"),
+        (PROCESS, "text", "processes"),
+        ((*PROCESS, "random", "python"), None, "processes"),
+        ((*PROCESS, "random", "numpy"), ([1] * 624, 10**6, 0, 0.0), "processes"),
+        ((*PROCESS, "random", "torch"), b"x", "processes"),
+        ((*PROCESS, "running_means"), {"": None}, "processes"),
+        ((*PROCESS, "loader", "form", "images"), "4", "processes"),
+        ((*PROCESS, "loader", "done"), [-1], "processes"),
+        ((*PROCESS, "loader", "states"), [3], "processes"),
+        ((*PROCESS, "loader", "waiting"), [[3], []], "processes"),
+        ((*PROCESS, "loader", "waiting"), [[[0, 10**9, None]], []], "processes"),
+        ((*PROCESS, "loader", "sampler", "_seed"), 10**30, "processes"),
+        (("trainer", "iteration"), 2.5, "trainer"),
+        (("trainer", "hooks"), [], "trainer"),
+        (("trainer", "hooks", "LRScheduler", "last_epoch"), "x", "trainer"),
+        ((*STEP, "optimizer", "param_groups", 0, "lr"), float("nan"), "trainer"),
+        ((*STEP, "optimizer", "state", 0, "momentum_buffer"), torch.ones(2, 2), "trainer"),
+        ((*STEP, "optimizer", "state", 0), {}, "trainer"),
+        (("trainer", "_trainer"), {"optimizer": 3}, None),
+    ],
+)
+def test_a_damaged_state_is_one_sentence(whole, keys, value, owner, tmp_path):
+    cfg, run = whole
+    part = resumed_copy(run, tmp_path / "part", "model_0000003.pth")
+    content = node = read_checkpoint(part / "model_0000003.pth")
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    torch.save(content, part / "model_0000003.pth")
+    sentence = f"a damaged state of the {owner} " if owner else "no state of an optimizer"
+    with pytest.raises(ValueError, match=f"model_0000003.pth' has {sentence}") as refused:
+        train(cfg, part, resume=True)
+    assert "\n" not in str(refused.value)
+
+
 class FullDisk(checkpoint._HashedFile):
     """Takes 100 kB."""
 
