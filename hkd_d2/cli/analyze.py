@@ -142,6 +142,7 @@ def analyze(args: argparse.Namespace) -> list[str]:
         curves=curves,
         protocol=protocol,
         images=args.images,
+        source=f"'{args.ground_truth}'",
     )
     content = {
         "setup": setup,

@@ -65,6 +65,7 @@ def write_error_page(
     curves: str,
     protocol: Protocol = CITYPERSONS,
     images: str | os.PathLike | None = None,
+    source: str = "the ground truth",
 ) -> None:
     """Write a page that needs no other file and no script: table, figures, contact sheets.
 
@@ -78,6 +79,7 @@ def write_error_page(
         curves: the setup, a key of each of ``results``, whose curves are drawn.
         protocol: the rules by which both were computed.
         images: the folder of the images for the contact sheets; None leaves them out.
+        source: names the ground truth in messages.
 
     Raises:
         FileNotFoundError: the folder, or an image that is to be shown, is missing.
@@ -86,7 +88,7 @@ def write_error_page(
     sheets = (
         "<p>No contact sheets: the folder of the images was not given.</p>"
         if images is None
-        else _sheets(errors, ground_truth, detections, ImageFolder(images, ground_truth))
+        else _sheets(errors, ground_truth, detections, ImageFolder(images, ground_truth, source))
     )
     names = ", ".join(errors)
     point = next(iter(errors.values())).operating_point
@@ -147,14 +149,19 @@ class ImageFolder:
     of the city is tried, the name up to the first underscore, as CityPersons has it.
     """
 
-    def __init__(self, folder: str | os.PathLike, ground_truth: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        ground_truth: Mapping[str, Any],
+        source: str = "the ground truth",
+    ):
         """
         Raises:
             FileNotFoundError: there is no such folder.
         """
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"{folder} is no folder; give that of the images.")
-        self._folder = folder
+        self._folder, self._source = folder, source
         self._names = {
             image["id"]: image.get("file_name", image.get("im_name"))
             for image in ground_truth["images"]
@@ -175,7 +182,7 @@ class ImageFolder:
         name = self._names[image_id]
         if not isinstance(name, str):
             raise ValueError(
-                f"Image {image_id} of the ground truth has neither file_name nor im_name; add one "
+                f"Image {image_id} of {self._source} has neither file_name nor im_name; add one "
                 "or leave the images out."
             )
         base = os.path.basename(name)

@@ -239,6 +239,13 @@ def test_missing_points_by_name(main, folder, rule, missing):
     assert numbers["detectors"]["late"]["miss_rate"]["Reasonable"] == pytest.approx(expected)
 
 
+def test_an_image_without_a_name(main, folder, capsys):
+    unnamed = [{k: v for k, v in i.items() if k != "file_name"} for i in GROUND_TRUTH["images"]]
+    Path("unnamed.json").write_text(json.dumps(GROUND_TRUTH | {"images": unnamed}))
+    assert main(["unnamed.json", "good.json", "--images", "images"]) == 2
+    assert "of 'unnamed.json' has neither file_name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
