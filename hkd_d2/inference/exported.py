@@ -96,7 +96,10 @@ _FITS = {
     "class_names": lambda value: _is_list(value, str),
     "input_format": lambda value: value in ("RGB", "BGR"),
     "pixel_mean": lambda value: _is_list(value, (int, float)) and len(value) == 3,
-    **dict.fromkeys(("min_size", "max_size", "max_detections"), _is_size),
+    "min_size": lambda value: type(value) is int and 0 <= value < 2**31,  # 0: no resizing
+    "max_size": _is_size,
+    # Negative for all, as TEST.DETECTIONS_PER_IMAGE.
+    "max_detections": lambda value: type(value) is int and value < 2**31 and value != 0,
     **dict.fromkeys(("score_threshold", "nms_threshold"), _is_share),
     **dict.fromkeys(("height", "width", "batch"), _is_size_or_free),
     "smallest": lambda value: type(value) is int and value >= 0,

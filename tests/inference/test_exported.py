@@ -98,7 +98,7 @@ def test_a_free_size_fills_nothing_up():
     [
         *(("class_names", value) for value in ("text", [], [1], None)),
         *(("pixel_mean", value) for value in ([1, 2], "abc", [1, 2, "3"], None)),
-        *(("min_size", value) for value in (0, -1, "3", 2.5, [3], True)),
+        *(("min_size", value) for value in (-1, "3", 2.5, [3], True)),
         *(("score_threshold", value) for value in (float("nan"), 2, "0.5", None)),
         *(("height", value) for value in (0, "64", [64])),
         ("input_format", ["RGB"]),
@@ -118,5 +118,6 @@ def test_metadata_of_another_kind(entry, value):
         "batch": 1,
     }
     check_metadata("a.onnx", whole)
+    check_metadata("a.onnx", whole | {"min_size": 0, "max_detections": -1})  # no resizing, no cap
     with pytest.raises(ValueError, match=f"'a.onnx' has metadata .* its {entry} is"):
         check_metadata("a.onnx", whole | {entry: value})
