@@ -15,7 +15,7 @@ from hkd_d2.modeling.checkpoint import read_checkpoint
 DYING = Path(__file__).parents[1] / "helpers" / "dying_training.py"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_torchrun_and_a_restart_equal_launch(tmp_path):
     """One of two processes is killed; the restarted ones end where undisturbed ones end."""
     cfg = distilling("mgd", tmp_path)  # whose masks each process draws for itself
