@@ -234,7 +234,9 @@ def test_a_wheel_works_without_the_repository(wheel, environment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isolation", [[], ["--no-build-isolation"]], ids=["isolated", "shared"])
+@pytest.mark.parametrize(
+    "isolation", [[], ["--no-build-isolation"]], ids=["isolated", "not isolated"]
+)
 def test_editable_install(isolation, checkout, environment, tmp_path):
     # The new environment sees PyTorch and setuptools of this one, but not its own hkd_d2.
     this = sysconfig.get_paths()["purelib"]

@@ -84,9 +84,7 @@ def _read_annotation(path: str) -> tuple[tuple[int, int], list[dict]]:
     """(height, width) and rows."""
     lines = read_lines(path, "unpack the annotations there.")
     text = "\n".join(lines)
-    found = re.search(
-        r"^Image size \(X x Y x C\) : (\d{1,9}) x (\d{1,9}) x \d+\s*$", text, re.MULTILINE
-    )
+    found = _SIZE.search(text)
     objects = re.search(r"^Objects with ground truth : \d+ \{(.*)\}", text, re.MULTILINE)
     if not found or not objects:
         raise ValueError(
